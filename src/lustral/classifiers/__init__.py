@@ -1,0 +1,1 @@
+"""Classifiers: logits from images in [0, 1], normalisation folded in."""

@@ -1,0 +1,227 @@
+"""How to differentiate a purifier: an argument of the driver, never a property of the method.
+
+``Direct`` and ``Checkpointed`` are exact (discretise, then differentiate) and agree bit for bit. ``Identity`` (BPDA),
+``Skip`` (blind) and ``Surrogate`` are approximations that attacks use, under names that say so.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .noise import Rng, replaying
+
+if TYPE_CHECKING:
+    from .kernel import Purifier
+
+State = Any
+Step = Callable[[int, State], State]
+
+
+class Adjoint(Protocol):
+    """Runs a purifier on x and decides what the backward pass will be."""
+
+    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Plain autograd: exact, keeps every activation, and the only one that reaches the purifier's weights."""
+
+    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+        state = purifier.init(x, rng.fold("init"))
+        for i in range(purifier.n_steps):
+            # A node per step makes gradients accumulate step by step, in the order of every other exact adjoint.
+            state = _map(lambda t: t.view_as(t) if t.requires_grad else t, state)
+            state = purifier.step(i, state, rng.fold("step", i))
+        return purifier.readout(state)
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """Exact, with one state kept per step; the backward pass recomputes a step at a time from the same noise.
+
+    Within ``budget`` bytes the graphs of the last steps are kept instead of recomputed: N forward calls, then N - K
+    recomputations and N backward ones. Bit-equal to ``Direct`` either way. Two steps are graphed to measure their size.
+    """
+
+    budget: int = field(default=0, metadata={"role": "runtime"})
+
+    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+        state = purifier.init(x, rng.fold("init"))
+
+        def step(i: int, state: State) -> State:
+            return purifier.step(i, state, rng.fold("step", i))
+
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(state))):
+            for i in range(purifier.n_steps):
+                state = step(i, state)
+            return purifier.readout(state)
+        run = _Run(step, purifier.n_steps, self.budget, state)
+        out = _Unroll.apply(run, *_tensors(state))
+        return purifier.readout(_rebuild(run.final, iter(out)))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Backward pass differentiable approximation (BPDA, Athalye et al. 2018): the purifier's Jacobian is taken as 1."""
+
+    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+        with torch.no_grad():
+            clean = Direct()(purifier, x, rng)
+        return _StraightThrough.apply(x, clean)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Leaves the purifier out, forward and backward: an attack that does not know of it (blind)."""
+
+    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Runs another, cheaper purifier instead (fewer steps, usually), forward and backward (Lee and Kim, ICCV 2023)."""
+
+    purifier: "Purifier"
+
+    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+        return Checkpointed()(self.purifier, x, rng)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+@dataclass
+class _Run:
+    """What the forward pass of ``_Unroll`` leaves for the backward pass."""
+
+    step: Step
+    n: int
+    budget: int
+    start: State
+    final: State = None
+    inputs: list[State] = field(default_factory=list)
+    graphs: dict[int, tuple[State, State]] = field(default_factory=dict)
+
+    def forward(self, state: State) -> State:
+        measured: list[tuple[dict[int, int], tuple[State, State]]] = []
+        keep_from = self.n
+        for i in range(self.n):
+            self.inputs.append(state)
+            probe = self.budget > 0 and i < 2
+            if probe or i >= keep_from:
+                sizes, graph = _graph(self.step, i, state)
+                state = _map(Tensor.detach, graph[1])
+                if probe:
+                    measured.append((sizes, graph))
+                if i >= keep_from:
+                    self.graphs[i] = graph
+                if probe and i == min(1, self.n - 1):
+                    keep_from = max(0, self.n - self.budget // max(1, _new_bytes(measured)))
+                    self.graphs.update((j, g) for j, (_, g) in enumerate(measured) if j >= keep_from)
+                    measured.clear()
+            else:
+                state = self.step(i, state)
+        return state
+
+    def backward(self, grads: list[Tensor | None]) -> list[Tensor | None]:
+        for i in reversed(range(self.n)):
+            state = self.inputs.pop()
+            kept = self.graphs.pop(i, None)
+            if kept is None:
+                with replaying():
+                    kept = _graph(self.step, i, state, measure=False)[1]
+            grads = _pull_back(*kept, grads)
+        return grads
+
+
+class _Unroll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.run = run
+        run.final = run.forward(_rebuild(run.start, (t.detach() for t in tensors)))
+        run.start = None
+        out = tuple(t.detach() for t in _tensors(run.final))
+        ctx.mark_non_differentiable(*(t for t in out if not t.is_floating_point()))
+        ctx.set_materialize_grads(False)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.run is None:
+            raise RuntimeError("This gradient was taken once already; run the purifier again to take another.")
+        run, ctx.run = ctx.run, None
+        return None, *run.backward(list(grads))
+
+
+def _graph(step: Step, i: int, state: State, measure: bool = True) -> tuple[dict[int, int], tuple[State, State]]:
+    """One step with its autograd graph: the bytes of each storage that it saved, and (input state, output state)."""
+    sizes: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.enable_grad():
+        source = _map(lambda t: t.detach().requires_grad_(t.is_floating_point()), state)
+        if measure:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                return sizes, (source, step(i, source))
+        return sizes, (source, step(i, source))
+
+
+def _new_bytes(measured: list) -> int:
+    """Bytes that one more step graph costs: what the last one saved and the one before did not (weights are shared)."""
+    *before, (last, _) = measured
+    shared = before[0][0] if before else {}
+    return sum(size for place, size in last.items() if place not in shared)
+
+
+def _pull_back(source: State, result: State, grads: list[Tensor | None]) -> list[Tensor | None]:
+    """The vector-Jacobian product of one step, from gradients of its outputs to gradients of its inputs."""
+    inputs = _tensors(source)
+    pairs = [(t, g) for t, g in zip(_tensors(result), grads, strict=True) if g is not None and t.requires_grad]
+    wanted = [t for t in inputs if t.requires_grad]
+    if not pairs or not wanted:
+        return [None] * len(inputs)
+    outputs, seeds = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, seeds, allow_unused=True))
+    return [next(found) if t.requires_grad else None for t in inputs]
+
+
+def _leaves(state: State) -> Iterator[Any]:
+    if isinstance(state, tuple):
+        for part in state:
+            yield from _leaves(part)
+    else:
+        yield state
+
+
+def _tensors(state: State) -> list[Tensor]:
+    return [leaf for leaf in _leaves(state) if isinstance(leaf, Tensor)]
+
+
+def _rebuild(like: State, tensors: Iterator[Tensor]) -> State:
+    """The state ``like`` with its tensors replaced in order; other leaves stay."""
+    if isinstance(like, tuple):
+        parts = [_rebuild(part, tensors) for part in like]
+        return type(like)(*parts) if type(like) is not tuple else tuple(parts)
+    return next(tensors) if isinstance(like, Tensor) else like
+
+
+def _map(change: Callable[[Tensor], Tensor], state: State) -> State:
+    return _rebuild(state, (change(t) for t in _tensors(state)))

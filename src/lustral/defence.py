@@ -1,0 +1,129 @@
+"""A defence: a classifier behind a purifier. The object that users hold."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .core import check
+from .core.adjoint import Adjoint, Checkpointed
+from .core.errors import UserError
+from .core.kernel import Purifier, purify
+from .core.noise import Key, Rng, as_rng
+from .core.vote import Single, Vote
+
+Classifier = Callable[[Tensor], Tensor]
+
+
+class Verdict(NamedTuple):
+    """A decision per image: its label [b] (-1: abstained), merged logits [b, classes] and those of every draw."""
+
+    label: Tensor
+    logits: Tensor
+    draws: Tensor
+
+
+class Defence(nn.Module):
+    """Purify, classify, vote.
+
+    Called like any torch module it returns logits, with fresh noise at every call (the n-th call of a process can be
+    replayed where ``key`` is given). ``logits`` and ``decide`` take addressed noise; ``bind`` fixes it.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        purifier: Purifier | None = None,
+        vote: Vote | None = None,
+        *,
+        adjoint: Adjoint | None = None,
+        key: Key | None = None,
+    ):
+        """``purifier`` None is an undefended classifier. ``vote`` defaults to a single draw."""
+        super().__init__()
+        if not callable(classifier):
+            raise UserError(f"A classifier is a callable from images to logits, not {type(classifier).__name__}.")
+        if purifier is not None and not isinstance(purifier, Purifier):
+            raise UserError(
+                f"{type(purifier).__name__} is no purifier: it needs n_steps, init, step and readout, or "
+                "lustral.from_function(f) around a plain function."
+            )
+        self.classifier, self.purifier, self.vote = classifier, purifier, vote or Single()
+        self.adjoint = adjoint or Checkpointed()
+        self._key, self._calls = key or Key.secret(), 0
+        for i, module in enumerate(_modules(purifier)):
+            self.add_module(f"purifier_{i}", module)
+
+    def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
+        """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
+        if self.purifier is not None:
+            x = purify(self.purifier, x, rng.fold("purify"), adjoint=adjoint or self.adjoint)
+        return self.classifier(x)
+
+    def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
+        """Merged logits [b, classes] of one decision per row, each of ``vote.draws`` purifications in one batch."""
+        n = self.vote.draws
+        out = self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n), adjoint) if n > 1 else self.draws(x, rng, adjoint)
+        return self.vote.merge(out.view(len(x), n, -1))
+
+    @torch.no_grad()
+    def decide(self, x: Tensor, rng: Rng | Key | int | None = None) -> Verdict:
+        """The verdict on images x, with every draw's logits [b, draws, classes]."""
+        n = self.vote.draws
+        rng = as_rng(rng, len(check.images(x)))
+        draws = self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n)).view(len(x), n, -1)
+        merged = self.vote.merge(draws)
+        return Verdict(self.vote.label(merged), merged, draws)
+
+    def bind(self, rng: Rng | Key | int) -> "Bound":
+        """The deterministic module whose noise is ``rng`` at every call (a deterministic white box for any attack)."""
+        return Bound(self, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check.images(x)
+        self._calls += 1
+        return self.logits(x, self._key.fold("call", self._calls).rng(len(x)))
+
+
+class Bound(nn.Module):
+    """A defence with its noise fixed by row number, or by the ids of the ``Rng`` that it was bound to."""
+
+    def __init__(self, defence: Defence, rng: Rng | Key | int):
+        super().__init__()
+        self.defence, self.rng = defence, rng
+
+    def forward(self, x: Tensor) -> Tensor:
+        rng = as_rng(self.rng, len(x))
+        if len(rng) != len(x):
+            raise UserError(f"This defence is bound to the noise of {len(rng)} images but was called with {len(x)}.")
+        return self.defence.logits(x, rng)
+
+
+def defend(
+    classifier: Classifier, purifier: Purifier | Callable | None = None, vote: Vote | None = None, **options
+) -> Defence:
+    """Puts a purifier (or a plain function of images) in front of a classifier; options as in ``Defence``."""
+    if purifier is not None and not isinstance(purifier, Purifier) and callable(purifier):
+        from .purifiers.compose import from_function
+
+        purifier = from_function(purifier)
+    return Defence(classifier, purifier, vote, **options)
+
+
+def _modules(obj: object) -> list[nn.Module]:
+    """The torch modules inside a purifier's fields, so that ``.to(device)`` on a defence reaches them."""
+    found: list[nn.Module] = []
+    todo, seen = [obj], set()
+    while todo:
+        item = todo.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, nn.Module):
+            found.append(item)
+        elif isinstance(item, tuple | list):
+            todo.extend(item)
+        elif isinstance(getattr(item, "__dataclass_fields__", None), dict):
+            todo.extend(getattr(item, name) for name in item.__dataclass_fields__)
+    return found

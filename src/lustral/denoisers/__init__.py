@@ -1,0 +1,1 @@
+"""Denoisers D(x, sigma): the currency, its preconditionings, exact oracles and networks."""

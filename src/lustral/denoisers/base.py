@@ -1,0 +1,151 @@
+"""The one currency: a denoiser D(x, sigma), the estimate of E[x₀ | x₀ + sigma·z = x].
+
+Images are on [0, 1] and sigma is in the same units. Everything else that networks predict is a change of variables,
+which lives here and in ``preconditioning.py``: noise ε = (x − D)/sigma, score = (D − x)/sigma², and, on the
+[-1, 1] scale of a schedule, ε and v predictions of x_t = s(t)·(2x − 1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..core.spec import runtime
+from ..schedules import Schedule
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """D(x, sigma) for images x [b, c, h, w] and sigma [b]; good for sigma in [sigma_min, sigma_max]."""
+
+    sigma_min: float
+    sigma_max: float
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """Per-sample values [b] shaped and typed to multiply images like ``like``."""
+    return values.to(like).view(-1, *[1] * (like.dim() - 1))
+
+
+def noise(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """The noise estimate (x − D)/sigma."""
+    return (x - denoiser(x, sigma)) / column(sigma, x)
+
+
+def score(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """The score ∇ log p_sigma(x) = (D − x)/sigma² (Tweedie)."""
+    return (denoiser(x, sigma) - x) / column(sigma, x) ** 2
+
+
+def eps_network(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, Tensor], Tensor]:
+    """The ε-prediction ε(x_t, t) on a schedule's own scale, for code that expects one (diffusers, DiffPure)."""
+
+    def eps(x_t: Tensor, t: Tensor) -> Tensor:
+        sigma = schedule.sigma(t.double())
+        y = 0.5 + x_t / column(2 * torch.exp(schedule.log_scale(t.double())), x_t)
+        return noise(denoiser, y, sigma)
+
+    return eps
+
+
+def v_network(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, Tensor], Tensor]:
+    """The v-prediction v = √ᾱ·ε − √(1−ᾱ)·x₀ (Salimans and Ho, ICLR 2022) on a VP schedule's own scale."""
+    eps = eps_network(denoiser, schedule)
+
+    def v(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha = column(torch.exp(schedule.log_scale(t.double())), x_t)
+        beta = torch.sqrt(1 - alpha**2)
+        e = eps(x_t, t)
+        return alpha * e - beta * (x_t - beta * e) / alpha
+
+    return v
+
+
+@dataclass(frozen=True)
+class FixedBatch:
+    """Calls a function of images (and sigma) with exactly ``size`` rows at a time, the last chunk padded.
+
+    Floating-point results of a network may depend on the batch that it sees. With every call alike they do not, so a
+    ledger comes out the same for any batch size. Rows are never mixed, so gradients pass through.
+    """
+
+    inner: Callable[..., Tensor]
+    size: int
+
+    @property
+    def sigma_min(self) -> float:
+        return self.inner.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.inner.sigma_max
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        n = len(args[0])
+        missing = -n % self.size
+        if missing:
+            args = tuple(torch.cat([a, a[-1:].detach().expand(missing, *a.shape[1:])]) for a in args)
+        parts = [self.inner(*(a[i : i + self.size] for a in args)) for i in range(0, n, self.size)]
+        return torch.cat(parts)[:n] if n else args[0]
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """Runs a denoiser in a lower precision (bf16 searches as well as float32 on trained nets; judging states its own)."""
+
+    inner: Denoiser
+    dtype: str = "bfloat16"
+
+    @property
+    def sigma_min(self) -> float:
+        return self.inner.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.inner.sigma_max
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, getattr(torch, self.dtype)):
+            return self.inner(x, sigma).to(x)
+
+
+@dataclass(eq=False)
+class Meter:
+    """Counts what passes through a network: rows forward, and rows backward."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def watch(self, fn: Callable[..., Tensor]) -> "Metered":
+        """The same function, counted here."""
+        return Metered(fn, self)
+
+
+@dataclass(frozen=True)
+class Metered:
+    """A function of images whose rows are counted by a meter; results are untouched."""
+
+    inner: Callable[..., Tensor]
+    meter: Meter = runtime(None)
+
+    @property
+    def sigma_min(self) -> float:
+        return self.inner.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.inner.sigma_max
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        out = self.inner(*args)
+        self.meter.forward += len(out)
+        if out.requires_grad:
+            out.register_hook(self._count)
+        return out
+
+    def _count(self, grad: Tensor) -> None:
+        self.meter.backward += len(grad)

@@ -1,0 +1,110 @@
+"""A compact U-Net: residual blocks with GroupNorm and SiLU, noise embedding, optional attention (SDPA)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def embedding(value: Tensor, width: int) -> Tensor:
+    """Sinusoidal features [b, width] of a scalar conditioning [b], frequencies from 1 to about 100."""
+    frequency = torch.exp(torch.linspace(0, math.log(100.0), width // 2, device=value.device, dtype=value.dtype))
+    angle = value[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Block(nn.Module):
+    """GroupNorm–SiLU–conv, scaled and shifted by the embedding, GroupNorm–SiLU–conv, and a skip; optional attention."""
+
+    def __init__(self, inputs: int, outputs: int, emb: int, attention: bool = False):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(_groups(inputs), inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.affine = nn.Linear(emb, 2 * outputs)
+        self.norm2, self.conv2 = nn.GroupNorm(_groups(outputs), outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attention = Attention(outputs) if attention else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.affine(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), scale + 1)))
+        return self.attention((self.skip(x) + h) * math.sqrt(0.5))
+
+
+class Attention(nn.Module):
+    """Self-attention over positions, with a residual connection."""
+
+    def __init__(self, channels: int, head: int = 32):
+        super().__init__()
+        self.heads = max(1, channels // head)
+        self.norm, self.qkv = nn.GroupNorm(_groups(channels), channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, h, w)
+        return (x + self.out(mixed)) * math.sqrt(0.5)
+
+
+def _groups(channels: int) -> int:
+    return math.gcd(8, channels)
+
+
+class UNet(nn.Module):
+    """``net(x [b, channels, h, w], conditioning [b]) -> [b, channels, h, w]``; h and w divisible by 2^(levels − 1).
+
+    ``mult`` gives the width of each level as a multiple of ``width``; ``attention`` lists the levels that attend.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        width: int = 64,
+        mult: tuple[int, ...] = (1, 2, 2),
+        blocks: int = 2,
+        attention: tuple[int, ...] = (),
+    ):
+        super().__init__()
+        emb = 4 * width
+        self.width = width
+        self.embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        widths = [width * m for m in mult]
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        current, skips = width, [width]
+        for level, w in enumerate(widths):
+            if level:
+                self.down.append(nn.AvgPool2d(2))
+                skips.append(current)
+            for _ in range(blocks):
+                self.down.append(Block(current, w, emb, level in attention))
+                current = w
+                skips.append(w)
+        self.middle = Block(current, current, emb, len(widths) - 1 in attention)
+        for level, w in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(Block(current + skips.pop(), w, emb, level in attention))
+                current = w
+            if level:
+                self.up.append(nn.Upsample(scale_factor=2, mode="nearest"))
+        self.last = nn.Sequential(nn.GroupNorm(_groups(current), current), nn.SiLU(), nn.Conv2d(current, channels, 3, padding=1))
+        nn.init.zeros_(self.last[-1].weight)
+        nn.init.zeros_(self.last[-1].bias)
+
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        emb = self.embed(embedding(conditioning, self.width))
+        h = self.first(x)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, emb) if isinstance(layer, Block) else layer(h)
+            skips.append(h)
+        h = self.middle(h, emb)
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(layer, Block) else layer(h)
+        return self.last(h)

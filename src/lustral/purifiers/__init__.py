@@ -1,0 +1,1 @@
+"""Purifiers: kernels (init, step, readout), one idea per file."""

@@ -1,0 +1,143 @@
+"""Diffusion purification (DiffPure, Nie et al., ICML 2022): noise the image up to t*, then run a reverse process.
+
+One kernel runs any sampler's table (``samplers.py``), with one network call per row and sample, and none for a sample
+whose row does nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.noise import Rng
+from ..denoisers.base import Denoiser, column
+from ..samplers import Sampler, Table
+from ..schedules import Schedule
+
+TStar = Callable[[Tensor], Tensor]
+
+
+class TableState(NamedTuple):
+    """y in the variance-exploding view, the register m (None if unused), and the samples' own table (None if shared)."""
+
+    y: Tensor
+    register: Tensor | None
+    table: Table | None
+
+
+class Row(NamedTuple):
+    """One step's coefficients: floats for all samples alike, or tensors [b, 1, 1, 1]."""
+
+    a: float | Tensor
+    b: float | Tensor
+    c: float | Tensor
+    pull: float | Tensor
+    keep: float | Tensor
+    keep_d: float | Tensor
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Diffuses to ``t_star`` on ``schedule``, then reverses with ``sampler``.
+
+    ``t_star`` is a time of the schedule, or a function from images to times [b] up to ``t_max`` (a noise level for each
+    sample, as in SSNI), through which gradients flow. With ``clamp`` the output is cut to [0, 1]; DiffPure does not.
+    """
+
+    denoiser: Denoiser = field(metadata={"role": "weights"})
+    schedule: Schedule
+    sampler: Sampler
+    t_star: float | TStar = 0.1
+    t_max: float | None = None
+    clamp: bool = False
+
+    def __post_init__(self) -> None:
+        top = self.t_max if callable(self.t_star) else self.t_star
+        if top is None:
+            raise UserError("With a t_star that depends on the image, t_max must say how large it can become.")
+        if not 0 < top <= self.schedule.t_max:
+            hint = f"; did you mean t_star={top / 1000:g}?" if 1 < top <= 1000 and self.schedule.t_max == 1 else ""
+            raise UserError(f"t_star must lie in (0, {self.schedule.t_max:g}], not {top}{hint}.")
+        sigma = float(self.schedule.sigma(torch.tensor(float(top), dtype=torch.float64)))
+        if sigma > self.denoiser.sigma_max * (1 + 1e-6):
+            raise UserError(
+                f"t_star={top:g} means noise sigma={sigma:.3g}, beyond the {self.denoiser.sigma_max:.3g} that this denoiser "
+                "knows; choose a smaller t_star."
+            )
+
+    @cached_property
+    def n_steps(self) -> int:
+        return self.sampler.n_steps(self.schedule, self.t_max if callable(self.t_star) else self.t_star)
+
+    @cached_property
+    def _shared(self) -> Table | None:
+        """The table of a constant t*, computed once."""
+        if callable(self.t_star):
+            return None
+        return self.sampler.table(self.schedule, torch.tensor([self.t_star], dtype=torch.float64), self.n_steps)
+
+    @cached_property
+    def _rows(self) -> tuple[list[float], list[Row]]:
+        table = self._shared
+        columns = (table.a, table.b, table.c, table.pull, table.keep, table.keep_d)
+        return table.sigma[0].tolist(), [Row(*values) for values in zip(*(c[0].tolist() for c in columns), strict=True)]
+
+    def init(self, x: Tensor, rng: Rng) -> TableState:
+        table = self._shared
+        if table is None:
+            t_star = self.t_star(x).double()
+            if t_star.shape != (len(x),) or bool((t_star > self.t_max + 1e-9).any() | (t_star <= 0).any()):
+                raise UserError(f"t_star must give one time in (0, t_max={self.t_max:g}] per image; clamp it there.")
+            table = self.sampler.table(self.schedule, t_star, self.n_steps)
+        scale, sigma = column(table.scale_in, x), column(table.sigma_in, x)
+        y = 0.5 + scale * (x - 0.5)
+        if bool((table.sigma_in > 0).any()):
+            y = y + sigma * rng.normal(x)
+        register = x if bool((table.pull != 0).any()) else None
+        return TableState(y, register, None if self._shared is not None else table)
+
+    def step(self, i: int, state: TableState, rng: Rng) -> TableState:
+        if state.table is None:
+            sigmas, rows = self._rows
+            sigma = torch.full((len(state.y),), sigmas[i], dtype=state.y.dtype, device=state.y.device)
+            return self._advance(rows[i], sigma, state, rng)
+        table = state.table
+        sigma = table.sigma[:, i]
+        row = Row(*(column(c[:, i], state.y) for c in (table.a, table.b, table.c, table.pull, table.keep, table.keep_d)))
+        moving = (row.b != 0).flatten()
+        if bool(moving.all()):
+            return self._advance(row, sigma, state, rng)
+        if not bool(moving.any()):
+            return state
+        rest = moving.nonzero()[:, 0]
+        part = TableState(state.y[rest], None if state.register is None else state.register[rest], None)
+        part = self._advance(Row(*(value[rest] for value in row)), sigma[rest], part, rng[rest])
+        y = state.y.index_copy(0, rest, part.y)
+        register = None if state.register is None else state.register.index_copy(0, rest, part.register)
+        return TableState(y, register, table)
+
+    def _advance(self, row: Row, sigma: Tensor, state: TableState, rng: Rng) -> TableState:
+        y, register = state.y, state.register
+        d = self.denoiser(y, sigma)
+        out = row.a * y + row.b * d
+        if _any(row.c):
+            out = out + row.c * rng.normal(y)
+        if register is not None:
+            out = out + row.pull * (register - 0.5)
+            if _any(row.keep):
+                register = row.keep * y + row.keep_d * d
+        offset = 0.5 * (1 - row.a - row.b)
+        return TableState(out + offset if _any(offset) else out, register, state.table)
+
+    def readout(self, state: TableState) -> Tensor:
+        table = self._shared if state.table is None else state.table
+        x = 0.5 + column(table.scale_out, state.y) * (state.y - 0.5)
+        return x.clamp(0, 1) if self.clamp else x
+
+
+def _any(value: float | Tensor) -> bool:
+    return bool((value != 0).any()) if isinstance(value, Tensor) else abs(value) > 1e-12

@@ -1,0 +1,1 @@
+"""Training: objectives, and the loop as a generator."""
