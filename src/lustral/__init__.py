@@ -1,0 +1,63 @@
+"""Lustral: adversarial purification. Defend image classifiers, attack the defences honestly, record what happened.
+
+The names below are the whole public face; they load on first use, so importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "core.adjoint": ("Checkpointed", "Direct", "Identity", "Skip", "Surrogate"),
+    "core.errors": ("UserError",),
+    "core.kernel": ("Purifier", "purify", "trace"),
+    "core.noise": ("Key", "Rng"),
+    "core.threat": ("L1", "L2", "Linf"),
+    "core.vote": ("Abstain", "Majority", "MeanLogits", "MeanSoftmax", "Single"),
+    "schedules": ("VE", "VP", "DiscreteVP"),
+    "samplers": ("DDIM", "DDPM", "ODE", "SDE", "Heun", "Langevin", "OneShot"),
+    "denoisers.base": ("Denoiser",),
+    "denoisers.ideal": ("FiniteSet", "GaussianMixture"),
+    "purifiers.adaptive": ("Adaptive",),
+    "purifiers.compose": ("chain", "from_function", "repeat", "when"),
+    "purifiers.diffusion": ("Diffusion",),
+    "purifiers.presets": ("adp", "adp_gated", "diffpure"),
+    "defence": ("Defence", "defend"),
+    "attacks.gradients": ("blind", "bpda", "exact", "surrogate"),
+    "attacks.pgd": ("PGD", "RandomSign"),
+    "shell.weights": ("load",),
+}
+_NAMES = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *sorted(_NAMES)]
+
+
+def __getattr__(name: str):
+    if name not in _NAMES:
+        raise AttributeError(f"module 'lustral' has no attribute {name!r}")
+    return getattr(import_module(f"lustral.{_NAMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from .attacks.gradients import blind, bpda, exact, surrogate
+    from .attacks.pgd import PGD, RandomSign
+    from .core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
+    from .core.errors import UserError
+    from .core.kernel import Purifier, purify, trace
+    from .core.noise import Key, Rng
+    from .core.threat import L1, L2, Linf
+    from .core.vote import Abstain, Majority, MeanLogits, MeanSoftmax, Single
+    from .defence import Defence, defend
+    from .denoisers.base import Denoiser
+    from .denoisers.ideal import FiniteSet, GaussianMixture
+    from .purifiers.adaptive import Adaptive
+    from .purifiers.compose import chain, from_function, repeat, when
+    from .purifiers.diffusion import Diffusion
+    from .purifiers.presets import adp, adp_gated, diffpure
+    from .samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
+    from .schedules import VE, VP, DiscreteVP
+    from .shell.weights import load

@@ -97,8 +97,8 @@ class DDPM:
     """Ancestral sampling (Ho et al. 2020), with the small (posterior) or the large (β) variance.
 
     In this view the mean is a·y + (1 − a)·D with a = sigma_s²/sigma_t². Small: c² = sigma_s²(sigma_t² − sigma_s²)/
-    sigma_t². Large: c² = β·(s-scaled) = (1 − ᾱ_t/ᾱ_s)/(4ᾱ_s). The default step is the schedule's own; the last step,
-    to time 0, adds no noise.
+    sigma_t². Large: c² = β/(4ᾱ_s) = (sigma_t² − sigma_s²)·ᾱ_t/ᾱ_s, which is meaningful for VE schedules too. The default
+    step is the schedule's own; a last step to sigma = 0 adds no noise.
     """
 
     variance: str = "small"
@@ -120,8 +120,8 @@ class DDPM:
         if self.variance == "small":
             noise = _ratio(lower * _root(sigma**2 - lower**2), sigma)
         else:
-            beta = -torch.expm1(2 * (schedule.log_scale(t) - schedule.log_scale(s)))
-            noise = torch.where(lower > 0, 0.5 * _root(beta) * torch.exp(-schedule.log_scale(s)), 0.0)
+            shrink = torch.exp(schedule.log_scale(t) - schedule.log_scale(s))
+            noise = torch.where(lower > 0, _root(sigma**2 - lower**2) * shrink, 0.0)
         return _table(schedule, t_star, sigma, a, 1 - a, noise)
 
 

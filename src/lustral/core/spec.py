@@ -60,12 +60,13 @@ def digest(obj: Any) -> str:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """The hash of a module's structure (its printed form), parameters and buffers, by name."""
+    """The hash of a module's structure (its printed form), plain attributes, parameters and buffers, by name."""
     state = module.state_dict()
-    versions = tuple((t.data_ptr(), t._version) for t in state.values())
+    text = repr(module) + canonical(_settings(module))
+    versions = text, tuple((t.data_ptr(), t._version) for t in state.values())
     cached = _weights.get(module)
     if cached is None or cached[0] != versions:
-        text = repr(module) + "".join(f"{name}:{tuple(t.shape)};" for name, t in state.items())
+        text += "".join(f"{name}:{tuple(t.shape)};" for name, t in state.items())
         cached = versions, hashlib.sha256((text + _sha256(state.values())).encode()).hexdigest()
         _weights[module] = cached
     return cached[1]
@@ -79,6 +80,18 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [line for i, (x, y) in enumerate(zip(a, b, strict=True)) for line in differences(x, y, f"{path}[{i}]")]
     return [] if a == b else [f"{path}: {json.dumps(a)[:80]} → {json.dumps(b)[:80]}"]
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The numbers, texts and dataclasses that a module and its parts hold as attributes; torch's own print theirs."""
+    found = {}
+    for place, part in module.named_modules():
+        if not type(part).__module__.startswith("torch.nn."):
+            for name, value in vars(part).items():
+                plain = isinstance(value, bool | int | float | str | tuple | list) or dataclasses.is_dataclass(value)
+                if plain and name != "training" and not name.startswith("_"):
+                    found[f"{place}.{name}"] = value
+    return found
 
 
 def _sha256(tensors) -> str:

@@ -111,7 +111,7 @@ class L1:
     def start(self, x0: Tensor, rng: Rng) -> Tensor:
         """Uniform on the ball's surface before projection: Laplace noise scaled to length eps (L1 direction)."""
         u = rng.uniform(x0) - 0.5
-        z = -u.sign() * torch.log1p(-2 * u.abs())
+        z = -u.sign() * torch.log1p(-(2 * u.abs()).clamp_max(1 - 2**-24))  # a draw of exactly 0 has no logarithm
         return self.project(x0 + self.eps * z / _norm(z, 1).clamp_min(1e-12), x0)
 
     def ascend(self, x: Tensor, grad: Tensor, size: float) -> Tensor:

@@ -14,7 +14,7 @@ from .base import column
 class EDM(nn.Module):
     """Karras et al. (2022), table 1: D = c_skip·v + c_out·F(c_in·v, ln(s)/4)."""
 
-    def __init__(self, net: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0.001, sigma_max: float = 40.0):
+    def __init__(self, net: nn.Module, sigma_data: float = 0.25, sigma_min: float = 0.001, sigma_max: float = 40.0):
         """``sigma_data`` is the standard deviation of the data on [0, 1] pixels; EDM's 0.5 on [-1, 1] is 0.25 here."""
         super().__init__()
         self.net, self.sigma_data, self.sigma_min, self.sigma_max = net, sigma_data, sigma_min, sigma_max

@@ -123,7 +123,9 @@ class AdaptivePublished:
     """ADP as its released code runs: after every step all images, frozen ones too, are stretched about mid-grey.
 
     The code maps images to the field's grid, x·255/256 + 1/512, once before the steps, but maps back after every one,
-    so contrast grows by (256/255)^(T − 1). A reproduction, not a recommendation; use ``Adaptive``.
+    so contrast grows by (256/255)^(T − 1). (It also stops where the whole batch has frozen, which would make an image
+    depend on its neighbours; here the stretching goes on to step T.) A reproduction, not a recommendation; use
+    ``Adaptive``.
     """
 
     adp: Adaptive
@@ -137,8 +139,6 @@ class AdaptivePublished:
         return state._replace(x=state.x * 255 / 256 + 1 / 512)
 
     def step(self, i: int, state: AdaptiveState, rng: Rng) -> AdaptiveState:
-        if not bool(state.moving.any()):
-            return state
         after = self.adp.step(i, state, rng)
         return after._replace(x=(after.x * 256 / 255 - 1 / 510).clamp(0, 1))
 

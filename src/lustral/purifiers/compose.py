@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.kernel import Purifier
@@ -166,7 +166,16 @@ def from_function(function: Callable[..., Tensor], *, steps: int = 1) -> Functio
 
     Take noise from ``rng`` (``rng.normal(images)``), not from torch: then gradients, replays and batches stay exact.
     """
-    takes = len(inspect.signature(function).parameters)
-    if takes not in (1, 2):
-        raise UserError(f"A purifier function takes (images) or (images, rng), not {takes} arguments.")
-    return Function(function, steps, takes == 2)
+    needed = _needed(function)
+    if len(needed) not in (1, 2):
+        raise UserError(f"A purifier function takes (images) or (images, rng), not ({', '.join(needed)}).")
+    return Function(function, steps, len(needed) == 2)
+
+
+def _needed(function: Callable) -> list[str]:
+    """The arguments that a function must be given in order; torch's own functions, which do not say, take images."""
+    try:
+        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+    except ValueError:
+        return ["images"]
+    return [p.name for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -1,0 +1,5 @@
+"""``python -m lustral`` is ``lustral``."""
+
+from .shell.cli import entry
+
+entry()

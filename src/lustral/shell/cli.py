@@ -1,0 +1,211 @@
+"""The command line. Signatures here are the options, their docstrings the help; everything heavy is imported on use."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli, set_parsing_settings
+
+from ..core.errors import UserError
+from ..training.recipe import Recipe
+from .options import Classification, Purification, Resources, Search, StageName, ThreatModel
+
+
+def demo(out: Path = Path("lustral-demo"), images: int = 64, seed: int = 0, resources: Resources = Resources()) -> None:
+    """Evaluate undefended, ADP and DiffPure on handwritten digits: about three minutes, ending in a report.
+
+    Args:
+        out: Folder for the ledger, results.json and report.html; an interrupted demo goes on there.
+        images: Test images.
+        seed: Seed of all noise.
+        resources: What may be spent.
+    """
+    from . import demo as demonstration
+    from . import show
+
+    show.table(demonstration.main(out, images, seed, resources))
+    show.places(out)
+
+
+def train(
+    task: Literal["classifier", "denoiser"],
+    out: Path,
+    data: str = "digits",
+    width: int | None = None,
+    recipe: Recipe = Recipe(),
+    threads: int | None = None,
+) -> None:
+    """Train a classifier or a denoiser, and write safetensors with a card. An interrupted run goes on where it stopped.
+
+    Args:
+        task: What to train.
+        out: The .safetensors file to write; its card (.json) and, until the end, a checkpoint lie beside it.
+        data: digits, or an .npz file with arrays x and y.
+        width: Channels of the network's first level; default 32 for classifiers, 16 for denoisers.
+        recipe: How to train.
+        threads: CPU threads; default: all.
+    """
+    from . import build, show, tasks
+
+    build.prepare(Resources(threads=threads))
+    show.card(tasks.run(task, out, data, width or (32 if task == "classifier" else 16), recipe))
+    show.done(out)
+
+
+def purify_files(
+    source: Path,
+    target: Path,
+    purification: Purification = Purification(),
+    seed: int | None = None,
+    batch: int = 64,
+) -> None:
+    """Clean images: a PNG, JPEG, npy or npz file, or a folder of them; the same formats are written.
+
+    Args:
+        source: File or folder to read.
+        target: File or folder to write.
+        purification: How images are purified.
+        seed: Seed of the noise; default: fresh noise that nobody can replay.
+        batch: Images at a time.
+    """
+    from . import commands, show
+
+    show.done(commands.purify(source, target, purification, seed, batch))
+
+
+def attack(
+    out: Path,
+    data: str = "digits",
+    images: int = 64,
+    stage: StageName = "exact",
+    purification: Purification = Purification(steps=10),
+    classification: Classification = Classification(),
+    threat: ThreatModel = ThreatModel(),
+    search: Search = Search(),
+    seed: int = 0,
+    resources: Resources = Resources(),
+) -> None:
+    """Attack a defence and write adversarial images (.npz: x adversarial, x0 clean, y labels, ids).
+
+    Args:
+        out: The .npz file to write.
+        data: digits (its test images), or an .npz file with arrays x and y.
+        images: How many, from the first on.
+        stage: What the attacker knows and does.
+        purification: How images are purified.
+        classification: How they are classified.
+        threat: What the attacker may change.
+        search: How the attacker searches.
+        seed: Seed of all noise.
+        resources: What may be spent.
+    """
+    from . import commands, show
+
+    found = commands.attack(out, data, images, stage, purification, classification, threat, search, seed, resources)
+    show.line(found)
+    show.done(out)
+
+
+def evaluate(
+    out: Path,
+    data: str = "digits",
+    images: int = 64,
+    stages: list[StageName] = ["clean", "null", "blind", "bpda", "exact", "fixed"],  # noqa: B006
+    purification: Purification = Purification(steps=10),
+    classification: Classification = Classification(),
+    threat: ThreatModel = ThreatModel(),
+    search: Search = Search(),
+    draws: int = 20,
+    seed: int = 0,
+    micro_batch: int | None = 128,
+    resources: Resources = Resources(),
+) -> None:
+    """Evaluate one defence into a ledger, and fold it into results.json and report.html. Resumes where it stopped.
+
+    Args:
+        out: Folder of the run. It belongs to one evaluation; another one is refused.
+        data: digits (its test images), or an .npz file with arrays x and y.
+        images: How many, from the first on.
+        stages: What it faces, in order.
+        purification: How images are purified.
+        classification: How they are classified.
+        threat: What the attacker may change.
+        search: How the attacker searches.
+        draws: Judging purifications per image and stage.
+        seed: Seed of all noise.
+        micro_batch: Rows that networks see at a time, so that results are the same to the bit for any batch size;
+            null lets them see whatever comes.
+        resources: What may be spent.
+    """
+    from . import commands, show
+
+    found = commands.evaluate(
+        out, data, images, stages, purification, classification, threat, search, draws, seed, micro_batch, resources
+    )
+    show.table(found)
+    show.places(out)
+
+
+def report(run: Path) -> None:
+    """Write report.html again from what a run folder holds.
+
+    Args:
+        run: Folder of a finished run.
+    """
+    from . import commands, show
+
+    show.done(commands.report(run))
+
+
+def list_all() -> None:
+    """List what Lustral knows by name: weights, purification methods, solvers, votes, stages."""
+    from . import show
+
+    show.names()
+
+
+def show_one(name: str) -> None:
+    """Show the card of some weights, or the table of a run.
+
+    Args:
+        name: A name from `lustral list`, a .safetensors file, or the folder of a run.
+    """
+    from . import runner, show, weights
+
+    if Path(name).is_dir():
+        show.table(runner.read(Path(name))[0])
+    else:
+        show.card(weights.card(weights.find(name)))
+
+
+DESCRIPTION = "Lustral cleans attacked images before a classifier sees them, and measures honestly how much that helps."
+# Functions here must not bear a name of the lazy façade: the parser would look it up there and load torch for --help.
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "purify": purify_files,
+    "attack": attack,
+    "evaluate": evaluate,
+    "report": report,
+    "list": list_all,
+    "show": show_one,
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0, 2 for a mistake that the message explains, 130 for Ctrl-C."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        auto_cli(COMMANDS, args=args, description=DESCRIPTION)
+    except UserError as e:
+        print(f"lustral: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lustral: interrupted; what was finished is kept, and the same command goes on from there.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Files that are whole or absent, and one sentence for what goes wrong."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..core.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch path beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
+    with saying(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        scratch = Path(name)
+        try:
+            yield scratch
+            with open(scratch, "rb") as f:
+                os.fsync(f.fileno())
+            scratch.chmod(0o644)
+            scratch.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                scratch.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def saying(path: Path, verb: str) -> Iterator[None]:
+    """Turns the operating system's errors about ``path`` into one sentence."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise UserError(f"Cannot {verb} {path}: there is no such file or folder; check the path.") from e
+    except PermissionError as e:
+        raise UserError(f"Cannot {verb} {path}: permission denied; choose another place or change its rights.") from e
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as e:
+        raise UserError(f"Cannot {verb} {path}: a folder and a file are mixed up on the way there; check the path.") from e
+    except OSError as e:
+        reason = (e.strerror or str(e)).lower()
+        raise UserError(f"Cannot {verb} {path}: {reason}; free some space or choose another place.") from e

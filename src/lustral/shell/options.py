@@ -1,0 +1,92 @@
+"""What people may say on the command line and in YAML: plain dataclasses that import nothing heavy.
+
+Field docstrings are the help texts. ``build.py`` turns these into objects.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["none", "diffpure", "adp"]
+Solver = Literal["sde", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
+VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
+Norm = Literal["linf", "l2", "l1"]
+LossName = Literal["cross-entropy", "margin", "dlr"]
+StageName = Literal["clean", "null", "blind", "bpda", "exact", "fixed"]
+
+
+@dataclass(frozen=True)
+class Purification:
+    """How images are purified."""
+
+    method: Method = "diffpure"
+    """none, diffpure (diffuse and reverse) or adp (adaptive denoising)."""
+    denoiser: str = "digits-unet"
+    """Denoiser: a name from `lustral list` or a .safetensors file with its card beside it."""
+    t_star: float = 0.1
+    """DiffPure: how far to diffuse, as a time in (0, 1] of the VP process (0.1 is the reference's choice)."""
+    solver: Solver = "sde"
+    """DiffPure: the reverse process."""
+    steps: int | None = None
+    """Number of steps; default: dt = 0.001 for DiffPure's solvers, 10 for ADP."""
+    rounds: int = 1
+    """DiffPure: how many times in a row."""
+    clamp: bool = False
+    """DiffPure: cut the output to [0, 1] (the reference does not)."""
+    sigma: float = 0.25
+    """ADP: standard deviation of the screening noise, for images in [0, 1]."""
+    published: bool = False
+    """ADP: stretch contrast at every step as the released code does (the equations do not)."""
+    gate: float | None = None
+    """ADP: score norm up to which an image counts as clean and gets a fifth of the noise."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How purified images are classified."""
+
+    classifier: str = "digits-cnn"
+    """Classifier: a name from `lustral list` or a .safetensors file with its card beside it."""
+    vote: VoteName = "single"
+    """How draws become a verdict."""
+    draws: int = 1
+    """Purifications per verdict."""
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker may change."""
+
+    norm: Norm = "linf"
+    """Norm of the change."""
+    eps: float = 0.1875
+    """Its largest length, for images in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the attacker searches."""
+
+    steps: int = 15
+    """Gradient steps."""
+    eot: int = 8
+    """Decisions that every gradient is averaged over."""
+    loss: LossName = "cross-entropy"
+    """What is climbed."""
+    step_size: float | None = None
+    """Length of a step; default 2.5·eps/steps."""
+    restarts: int = 1
+    """Random restarts."""
+    momentum: float = 0.0
+    """Decay of MI-FGSM's momentum; 0 is off."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What may be spent; none of it changes a result (with --micro_batch, not even by a bit)."""
+
+    batch: int = 64
+    """Images at a time."""
+    budget: float = 2.0
+    """GiB of step graphs that the exact gradient may keep instead of recomputing."""
+    threads: int | None = None
+    """CPU threads; default: all."""

@@ -1,0 +1,104 @@
+"""Image files in and out: PNG, JPEG, npy and npz; a file or a folder, written back in the format that was read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..core.errors import UserError
+from .data import as_images, read_arrays
+from .files import replacing, saying
+
+PICTURES = (".png", ".jpg", ".jpeg")
+ARRAYS = (".npy", ".npz")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images of one file [b, c, h, w] in [0, 1], and what is needed to write them back as they came."""
+
+    x: Tensor
+    path: Path
+    original: Any
+
+
+def files(place: Path) -> list[Path]:
+    """The image files that a path means: itself, or those in the folder, in order."""
+    if place.is_dir():
+        found = sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURES + ARRAYS)
+        if not found:
+            raise UserError(f"{place} holds no images; PNG, JPEG, npy and npz files are read.")
+        return found
+    if not place.exists():
+        raise UserError(f"Cannot read {place}: there is no such file or folder; check the path.")
+    if place.suffix.lower() not in PICTURES + ARRAYS:
+        raise UserError(f"{place} is no image file that Lustral reads: PNG, JPEG, npy or npz.")
+    return [place]
+
+
+def read(path: Path, channels: int) -> Source:
+    """The images of one file; pictures are taken in the number of channels that the network wants."""
+    if path.suffix.lower() in ARRAYS:
+        arrays = read_arrays(path)
+        if "x" not in arrays:
+            raise UserError(f"{path} must hold its images in an array named x, but holds {', '.join(arrays) or 'nothing'}.")
+        return Source(as_images(arrays["x"], str(path)), path, arrays)
+    with saying(path, "read"):
+        try:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+        except (UnidentifiedImageError, SyntaxError) as e:
+            raise UserError(f"{path} is damaged or no picture; check the file.") from e
+        except OSError as e:
+            if e.errno is not None:
+                raise
+            raise UserError(f"{path} is damaged ({e}); check the file.") from e
+    return Source(as_images(pixels[None], str(path)), path, None)
+
+
+def write(source: Source, x: Tensor, path: Path) -> None:
+    """Writes purified images in the format, layout and type of their source."""
+    suffix = path.suffix.lower()
+    x = x.clamp(0, 1)
+    with replacing(path) as scratch:
+        if suffix in PICTURES:
+            array = (x[0] * 255).round().byte().permute(1, 2, 0).numpy()
+            options = {"quality": 95} if suffix != ".png" else {}
+            Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(scratch, **options)
+            return
+        array = _like(x, source.original["x"])
+        with open(scratch, "wb") as f:
+            if suffix == ".npy":
+                np.save(f, array)
+            else:
+                np.savez_compressed(f, **source.original | {"x": array})
+
+
+def _like(x: Tensor, original: np.ndarray) -> np.ndarray:
+    """The images x with the layout and type of an array that they were read from."""
+    if original.ndim == 3:
+        x = x[:, 0]
+    elif original.shape[1] != x.shape[1] or original.shape[1:] != tuple(x.shape[1:]):
+        x = x.permute(0, 2, 3, 1)
+    if original.dtype == np.uint8:
+        return (x * 255).round().to(torch.uint8).numpy()
+    return x.numpy().astype(original.dtype)
+
+
+def pairs(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+    """(input, output) paths: a file to a file or into a folder, a folder to a folder of the same shape."""
+    found = files(source)
+    if source.is_dir():
+        if target.exists() and not target.is_dir():
+            raise UserError(f"{source} is a folder, so {target} must be one too; it is a file.")
+        yield from ((path, target / path.relative_to(source)) for path in found)
+        return
+    single = target / source.name if target.is_dir() else target
+    if single.suffix.lower() != source.suffix.lower():
+        raise UserError(f"Lustral writes the format that it reads: name the output {single.with_suffix(source.suffix).name}.")
+    yield source, single

@@ -1,0 +1,78 @@
+"""The terminal and the process: progress, the command line that runs, the versions that it runs on."""
+
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import lustral
+
+console = Console(stderr=True)
+
+
+def versions() -> dict[str, str]:
+    """What a number depends on besides the run's spec."""
+    return {
+        "lustral": lustral.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
+
+
+@dataclass
+class Log:
+    """Progress for logs and pipes: a line with the share done and the time left, at most every ten seconds."""
+
+    every: float = 10.0
+    total: float = 0.0
+    completed: float = 0.0
+    description: str = ""
+    _started: float = field(default_factory=time.monotonic)
+    _first: float = 0.0
+    _said: float = 0.0
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._say()
+
+    def add_task(self, description: str, total: float, completed: float = 0.0) -> int:
+        self.description, self.total, self.completed, self._first = description, total, completed, completed
+        return 0
+
+    def update(self, task: int, *, completed: float | None = None, description: str | None = None) -> None:
+        self.description = self.description if description is None else description
+        self.advance(task, 0.0 if completed is None else completed - self.completed)
+
+    def advance(self, task: int, amount: float = 1.0) -> None:
+        self.completed += amount
+        if time.monotonic() - self._said > self.every:
+            self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        spent, fresh = self._said - self._started, self.completed - self._first
+        left = f"{spent * (self.total - self.completed) / fresh:.0f} s left" if fresh > 0 else "time left unknown"
+        console.print(f"{self.completed / max(self.total, 1):4.0%} {self.description}, {spent:.0f} s, {left}", highlight=False)
+
+
+def progress() -> Progress | Log:
+    """The one progress display, with an estimate of the time left: a bar in a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        return Log()
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console, refresh_per_second=2)
+
+
+def command() -> str:
+    """The command line that runs now, as a person would type it."""
+    return " ".join(["lustral", *sys.argv[1:]])

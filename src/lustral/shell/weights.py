@@ -1,0 +1,148 @@
+"""Networks on disk: safetensors with a card beside them. Nothing executes code from a file."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..classifiers.small import SmallCNN
+from ..core.errors import UserError, unknown
+from ..denoisers import preconditioning
+from ..denoisers.nets.unet import UNet
+from .files import replacing, saying, write_text
+
+# What a card may name. A card is data: names outside this table are refused.
+ARCHITECTURES: dict[str, type[nn.Module]] = {"SmallCNN": SmallCNN, "UNet": UNet, "EDM": preconditioning.EDM}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file is: everything needed to build the network, to trust it and to make it again."""
+
+    name: str
+    kind: str
+    """``classifier`` or ``denoiser``."""
+    architecture: dict[str, Any]
+    """``{"type": name, **arguments}``, nested for preconditioned networks."""
+    data: str
+    image: list[int]
+    """Channels, height, width."""
+    command: str
+    """The command that trained it."""
+    licence: str = "Apache-2.0"
+    sha256: str = ""
+    """Of the safetensors file."""
+    parameters: int = 0
+    measured: dict[str, float] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def build(architecture: dict[str, Any]) -> nn.Module:
+    """A network from its description, ``{"type": ..., **arguments}``."""
+    description = dict(architecture)
+    kind = description.pop("type", None)
+    if kind not in ARCHITECTURES:
+        raise unknown("architecture", kind, ARCHITECTURES)
+    arguments = {
+        name: build(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        for name, value in description.items()
+    }
+    try:
+        return ARCHITECTURES[kind](**arguments)
+    except TypeError as e:
+        raise UserError(f"The card's description of {kind} does not fit this version of Lustral: {e}.") from e
+
+
+def save(path: Path, model: nn.Module, card: Card) -> Card:
+    """Writes ``path`` (.safetensors) and its card (.json), each whole or not at all; returns the completed card."""
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    with replacing(path) as scratch:
+        save_file(state, scratch)
+        sha256 = _sha256(scratch)
+    facts = asdict(card) | {"sha256": sha256, "parameters": sum(t.numel() for t in state.values())}
+    write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    return Card(**facts)
+
+
+def zoo() -> dict[str, Path]:
+    """The weights that ship with Lustral, by name."""
+    folder = Path(str(files("lustral") / "zoo"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def find(name: str) -> Path:
+    """The weights file that a name or a path means."""
+    if name in zoo():
+        return zoo()[name]
+    path = Path(name)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin"):
+        raise UserError(f"{name} is a pickle, which can run code when loaded; convert its tensors to .safetensors.")
+    if path.suffix == ".safetensors" or path.exists():
+        return path
+    raise unknown("weights", name, zoo())
+
+
+def card(path: Path) -> Card:
+    """The card beside a weights file."""
+    place = path.with_suffix(".json")
+    with saying(place, "read"):
+        text = place.read_text(encoding="utf-8")
+    try:
+        return Card(**json.loads(text))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{place} is no card of this version of Lustral ({e}); train again or mend it.") from e
+
+
+def load(name: str, kind: str) -> tuple[nn.Module, Card]:
+    """The frozen network that a name or a path means, with its card; ``kind`` is what the caller needs."""
+    path = find(name)
+    with saying(path, "read"):
+        path.stat()
+    about = card(path)
+    if about.kind != kind:
+        raise UserError(f"{name} is a {about.kind}, but a {kind} is needed here.")
+    with saying(path, "read"):
+        found = _sha256(path)
+    if found != about.sha256:
+        raise UserError(f"{path} is damaged or was changed: its sha256 is {found[:12]}…, its card says {about.sha256[:12]}….")
+    try:
+        state = load_file(path)
+        model = build(about.architecture)
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{path} does not hold the network that its card describes ({reason}); train it again.") from e
+    return model.eval().requires_grad_(False), about
+
+
+def _sha256(path: Path) -> str:
+    h = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes a training state atomically."""
+    with replacing(path) as scratch:
+        torch.save(state, scratch)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a training state; only tensors and plain values are accepted."""
+    with saying(path, "read"):
+        try:
+            return torch.load(path, weights_only=True)
+        except OSError:
+            raise
+        except Exception as e:
+            raise UserError(f"{path} is damaged or no training checkpoint; delete it to start again.") from e

@@ -1,0 +1,121 @@
+"""The components that the tests share: small exact and network denoisers, and one purifier of every kind."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from lustral.core.kernel import Purifier
+from lustral.core.noise import Key, Rng
+from lustral.denoisers.base import Denoiser
+from lustral.denoisers.ideal import FiniteSet, GaussianMixture
+from lustral.denoisers.nets.unet import UNet
+from lustral.denoisers.preconditioning import EDM
+from lustral.purifiers.compose import chain, from_function, repeat, when
+from lustral.purifiers.diffusion import Diffusion
+from lustral.purifiers.presets import adp, adp_gated, diffpure
+from lustral.samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
+from lustral.schedules import VP, DiscreteVP
+
+SHAPE = (1, 8, 8)
+# ADP's step sizes on ``images`` with ``net_denoiser`` lie on both sides of it: some samples freeze on the way.
+TAU = 0.072
+
+
+def images(n: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> Tensor:
+    """n smooth test images in (0, 1) from dark to bright, the same at every call."""
+    rng = Key(1, ("images",)).rng(n)
+    smooth = nn.functional.interpolate(rng.uniform(torch.empty(n, shape[0], 2, 2)), shape[1:], mode="bilinear")
+    level = torch.linspace(0.1, 0.6, n).view(-1, 1, 1, 1)
+    texture = 0.1 * rng.fold("texture").normal(torch.empty(n, *shape))
+    return (level + 0.3 * smooth + texture).clamp(0.02, 0.98).to(dtype)
+
+
+def scramble(net: nn.Module, seed: int = 23) -> nn.Module:
+    """Fills every weight as after training: none is zero, activations keep their size, torch's generator is not used."""
+    for name, p in net.named_parameters():
+        z = Key(seed, ("weights", name)).rng(1).normal(p.detach()[None])[0]
+        with torch.no_grad():
+            if p.dim() > 1:
+                p.copy_(z / p[0].numel() ** 0.5)
+            else:
+                p.copy_(0.1 * z + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return net.eval().requires_grad_(False)
+
+
+@cache
+def net_denoiser() -> EDM:
+    """A one-level U-Net denoiser without zero weights."""
+    return scramble(EDM(UNet(channels=1, width=8, mult=(1,), blocks=1), sigma_data=0.5))
+
+
+def finite_set(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> FiniteSet:
+    """The exact denoiser of five images."""
+    return FiniteSet(Key(3).rng(5).uniform(torch.empty(5, *shape)).to(dtype))
+
+
+def gaussian_mixture(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> GaussianMixture:
+    """The exact denoiser of three Gaussians of different spread and weight."""
+    means = 0.2 + 0.6 * Key(4).rng(3).uniform(torch.empty(3, *shape))
+    return GaussianMixture(means.to(dtype), torch.tensor([0.02, 0.05, 0.1]).to(dtype), torch.tensor([0.5, 0.3, 0.2]).to(dtype))
+
+
+class Counted:
+    """A denoiser that remembers the number of rows of every call."""
+
+    def __init__(self, inner: Denoiser):
+        self.inner, self.rows = inner, []
+        self.sigma_min, self.sigma_max = inner.sigma_min, inner.sigma_max
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        return self.inner(x, sigma)
+
+
+def brightness(x: Tensor) -> Tensor:
+    """A time between 0.03 and 0.09 for each image, differentiable in the image."""
+    return 0.03 + 0.06 * x.mean(dim=(1, 2, 3))
+
+
+def bright(x: Tensor) -> Tensor:
+    """Whether an image is brighter than mid-grey."""
+    return x.mean(dim=(1, 2, 3)) > 0.5
+
+
+def jitter(x: Tensor, rng: Rng) -> Tensor:
+    """A user's own randomised transformation."""
+    return (x + 0.05 * rng.normal(x)).sigmoid()
+
+
+def squash(x: Tensor) -> Tensor:
+    """A user's own deterministic transformation."""
+    return x - 0.1 * torch.sin(6 * x)
+
+
+PURIFIERS: dict[str, Callable[[Denoiser], Purifier]] = {
+    "sde": lambda d: diffpure(d, 0.1, SDE(dt=0.02)),
+    "sde-steps": lambda d: diffpure(d, 0.1, "sde", steps=4),
+    "ode": lambda d: diffpure(d, 0.1, ODE(dt=0.02)),
+    "ddpm-small": lambda d: diffpure(d, 0.1, DDPM("small", dt=0.02)),
+    "ddpm-large": lambda d: diffpure(d, 0.1, DDPM("large", steps=4), schedule=DiscreteVP.linear(), clamp=True),
+    "ddim": lambda d: diffpure(d, 0.1, DDIM(steps=4)),
+    "ddim-eta": lambda d: diffpure(d, 0.1, DDIM(eta=0.7, steps=4)),
+    "heun": lambda d: diffpure(d, 0.1, Heun(steps=3, sigma_min=0.02)),
+    "one-shot": lambda d: diffpure(d, 0.1, OneShot()),
+    "langevin": lambda d: diffpure(d, 0.1, Langevin(dt=0.02)),
+    "per-sample": lambda d: Diffusion(d, VP(), SDE(dt=0.02), brightness, t_max=0.09),
+    "per-sample-heun": lambda d: Diffusion(d, VP(), Heun(steps=3, sigma_min=0.02), brightness, t_max=0.09),
+    "per-sample-langevin": lambda d: Diffusion(d, VP(), Langevin(dt=0.02), brightness, t_max=0.09),
+    "adp": lambda d: adp(d, 0.2, steps=4, tau=TAU),
+    "adp-binary": lambda d: adp(d, 0.2, steps=3, screen="binary"),
+    "adp-published": lambda d: adp(d, 0.2, steps=4, tau=TAU, published=True),
+    "adp-gated": lambda d: adp_gated(d, 0.2, threshold=1.3, steps=3),
+    "chain": lambda d: chain(from_function(squash), diffpure(d, 0.05, DDIM(steps=2)), adp(d, 0.1, steps=2)),
+    "repeat": lambda d: repeat(diffpure(d, 0.05, DDPM(steps=2)), 3),
+    "when": lambda d: when(bright, diffpure(d, 0.1, SDE(steps=4)), from_function(jitter, steps=2)),
+    "function": lambda d: from_function(jitter, steps=3),
+    "function-plain": lambda d: from_function(squash, steps=2),
+}
+WITHOUT_NET = {"function", "function-plain"}
+IN_RANGE = {"adp", "adp-binary", "adp-published", "adp-gated", "chain", "ddpm-large"}

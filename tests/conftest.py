@@ -1,0 +1,33 @@
+import pytest
+import torch
+from components import finite_set, gaussian_mixture, images, net_denoiser
+from torch import Tensor
+
+from lustral.denoisers.base import Denoiser
+from lustral.denoisers.ideal import FiniteSet, GaussianMixture
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """Five images of different brightness."""
+    return images(5)
+
+
+@pytest.fixture
+def net() -> Denoiser:
+    """A U-Net denoiser, with weights as after training."""
+    return net_denoiser()
+
+
+@pytest.fixture
+def points() -> FiniteSet:
+    """The exact denoiser of five images, in float32."""
+    return finite_set()
+
+
+@pytest.fixture
+def mixture() -> GaussianMixture:
+    """The exact denoiser of three Gaussians, in float64."""
+    return gaussian_mixture(dtype=torch.float64)

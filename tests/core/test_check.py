@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+
+from lustral.core import check
+from lustral.core.errors import UserError, unknown
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_images_pass_unchanged(dtype):
+    x = torch.tensor([0.0, 0.5, 1.0], dtype=dtype).view(1, 1, 1, 3)
+    assert check.images(x) is x
+    nothing = torch.empty(0, 3, 4, 4, dtype=dtype)
+    assert check.images(nothing) is nothing
+
+
+def test_rounding_at_the_edge_is_forgiven():
+    x = torch.tensor([-5e-7, 1 + 5e-7]).view(1, 1, 1, 2)
+    assert check.images(x) is x
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((1, 3, 4, 4)), "must be a torch tensor .* not ndarray"),
+        (torch.zeros(3, 4, 4), r"not shape \(3, 4, 4\); add a batch axis with x\[None\]"),
+        (torch.zeros(4, 4), r"must have 4 axes .* not shape \(4, 4\)\."),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "not uint8; divide 8-bit images by 255"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.int64), r"not int64\."),
+        (torch.full((1, 3, 4, 4), torch.nan), "NaN or infinite"),
+        (torch.full((1, 3, 4, 4), -torch.inf), "NaN or infinite"),
+        (torch.full((1, 3, 4, 4), 255.0), r"span \[255, 255\]; divide by 255"),
+        (torch.linspace(-1, 1, 4).view(1, 1, 2, 2), r"span \[-1, 1\]; map \[-1, 1\] by \(x \+ 1\) / 2"),
+        (torch.linspace(-2, 2, 4).view(1, 1, 2, 2), "span .* rescale them"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_told_the_remedy(x, message):
+    with pytest.raises(UserError, match=message):
+        check.images(x)
+
+
+def test_the_message_names_what_was_checked():
+    with pytest.raises(UserError, match="^starting points must have 4 axes"):
+        check.images(torch.zeros(3), "starting points")
+
+
+def test_an_unknown_name_suggests_the_closest():
+    assert str(unknown("solver", "dpm", ["ddpm", "sde"])) == "Unknown solver 'dpm'. Did you mean 'ddpm'? Known: ddpm, sde."
+    assert "Did you mean" not in str(unknown("solver", "quantum", ["ddpm", "sde"]))
