@@ -9,9 +9,20 @@ from torch import nn
 from lustral.denoisers import base
 from lustral.denoisers.base import Autocast, FixedBatch, Meter, eps_network, v_network
 from lustral.denoisers.ideal import FiniteSet, GaussianMixture
-from lustral.denoisers.nets.unet import UNet
+from lustral.denoisers.nets.unet import Attention, UNet
 from lustral.denoisers.preconditioning import EDM, NCSN, VPEps, VPredict
 from lustral.schedules import VE, VP, DiscreteVP
+
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These tensors are small: a second thread would only wait for the first, much so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 SIGMAS = torch.tensor([0.01, 0.2, 0.45, 1.3], dtype=torch.float64)
 
@@ -180,11 +191,11 @@ def test_mixture_obeys_tweedie():
 
 def test_mixture_in_one_dimension_is_the_integral():
     """∫ x₀·p(x₀)·N(x; x₀, sigma²) dx₀ over the same without x₀, by the trapezoidal rule."""
-    means, variances, weights = torch.tensor([[0.2], [0.8]]).double(), torch.tensor([0.01, 0.03]).double(), [0.3, 0.7]
-    m = GaussianMixture(means.view(2, 1, 1, 1), variances, torch.tensor(weights).double())
+    means, variances, weights = torch.tensor([[0.2, 0.8], [0.01, 0.03], [0.3, 0.7]], dtype=torch.float64)
+    m = GaussianMixture(means.view(2, 1, 1, 1), variances, weights)
     x0 = torch.linspace(-2, 3, 20_001, dtype=torch.float64)
+    prior = torch.distributions.Normal(means, variances.sqrt()).log_prob(x0[:, None]).exp() @ weights
     for x, sigma in [(0.4, 0.3), (0.5, 0.05), (1.2, 0.7)]:
-        prior = sum(w * torch.distributions.Normal(a, v.sqrt()).log_prob(x0).exp() for w, a, v in zip(weights, means, variances, strict=True))
         joint = prior * torch.exp(-((x - x0) ** 2) / (2 * sigma**2))
         found = m(torch.full((1, 1, 1, 1), x, dtype=torch.float64), torch.tensor([sigma], dtype=torch.float64))
         assert float(found) == pytest.approx(float((x0 * joint).sum() / joint.sum()), abs=1e-10)
@@ -324,8 +335,6 @@ def test_attention_joins_distant_pixels():
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_is_softmax_attention(heads):
     """Against the formula, position by position, in float64."""
-    from lustral.denoisers.nets.unet import Attention
-
     torch.manual_seed(0)
     layer = lively(Attention(32 * heads, head=32)).double()
     x = torch.randn(2, 32 * heads, 2, 3, dtype=torch.float64)

@@ -26,7 +26,7 @@ _HOMES = {
     "defence": ("Defence", "defend"),
     "attacks.gradients": ("blind", "bpda", "exact", "surrogate"),
     "attacks.pgd": ("PGD", "RandomSign"),
-    "shell.weights": ("load",),
+    "shell.library": ("classifier", "data", "denoiser"),
 }
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_NAMES)]
@@ -60,4 +60,4 @@ if TYPE_CHECKING:
     from .purifiers.presets import adp, adp_gated, diffpure
     from .samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
     from .schedules import VE, VP, DiscreteVP
-    from .shell.weights import load
+    from .shell.library import classifier, data, denoiser

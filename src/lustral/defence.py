@@ -52,8 +52,9 @@ class Defence(nn.Module):
         self.classifier, self.purifier, self.vote = classifier, purifier, vote or Single()
         self.adjoint = adjoint or Checkpointed()
         self._key, self._calls = key or Key.secret(), 0
-        for i, module in enumerate(_modules(purifier)):
-            self.add_module(f"purifier_{i}", module)
+        wrapped = [] if isinstance(classifier, nn.Module) else _modules(classifier)
+        for i, module in enumerate([*wrapped, *_modules(purifier)]):
+            self.add_module(f"inner_{i}", module)
 
     def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
@@ -112,7 +113,7 @@ def defend(
 
 
 def _modules(obj: object) -> list[nn.Module]:
-    """The torch modules inside a purifier's fields, so that ``.to(device)`` on a defence reaches them."""
+    """The torch modules inside an object's fields, so that ``.to(device)`` on a defence reaches them."""
     found: list[nn.Module] = []
     todo, seen = [obj], set()
     while todo:

@@ -14,9 +14,11 @@ from lustral.core.adjoint import Checkpointed, Direct
 from lustral.core.kernel import Purifier, purify, trace
 from lustral.core.noise import Key, audit
 from lustral.core.spec import ROLES, canonical, digest, role, spec
+from lustral.denoisers import preconditioning
 from lustral.denoisers.base import Autocast, FixedBatch, Meter
 from lustral.purifiers.adaptive import Adaptive
 from lustral.samplers import SAMPLERS
+from lustral.schedules import VP
 
 IDS = torch.tensor([5, 3, 2**40, 7, 0])
 KEY = Key(11)
@@ -212,11 +214,42 @@ def test_the_digest_changes_with_any_weight(net):
     assert len(seen) == 1 + len(list(net.parameters()))
 
 
+def test_the_digest_changes_with_what_a_network_holds_beside_its_weights(net):
+    inner = net.net
+    made = [
+        preconditioning.EDM(inner, sigma_data=0.5),
+        preconditioning.EDM(inner, sigma_data=0.25),
+        preconditioning.VPEps(inner, VP()),
+        preconditioning.VPEps(inner, VP(beta_max=19.0)),
+        preconditioning.VPEps(inner, VP(), time_scale=1000.0),
+        preconditioning.VPEps(inner, VP(), discrete=True),
+        preconditioning.VPredict(inner, VP()),
+        preconditioning.NCSN(inner),
+    ]
+    assert len({digest(PURIFIERS["ddim"](denoiser)) for denoiser in made}) == len(made)
+    changing = preconditioning.EDM(inner, sigma_data=0.5)
+    before = digest(changing)
+    changing.sigma_data = 0.25
+    assert digest(changing) != before
+
+
 def test_runtime_fields_do_not_change_the_digest(net):
     assert digest(Checkpointed(0)) == digest(Checkpointed(1 << 20))
     assert digest(Meter().watch(net)) == digest(Meter(forward=3).watch(net))
     assert digest(FixedBatch(net, 4)) != digest(FixedBatch(net, 8))
     assert digest(Autocast(net)) != digest(Autocast(net, "float16"))
+
+
+def test_adp_freezes_some_images_here_and_others_not(net, x):
+    """Otherwise the laws above would not see the difference between a sample and its neighbours."""
+    purifier = PURIFIERS["adp"](net)
+    state = purifier.init(x, KEY.rng(IDS).fold("init"))
+    moving = []
+    for i in range(purifier.n_steps):
+        state = purifier.step(i, state, KEY.rng(IDS))
+        moving.append(int(state.moving.sum()))
+    assert len(x) > moving[0] > moving[-1] > 0
+    assert 0 < int(PURIFIERS["adp-gated"](net).condition(x).sum()) < len(x)
 
 
 def test_every_sampler_is_here(net):

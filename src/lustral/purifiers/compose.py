@@ -166,16 +166,17 @@ def from_function(function: Callable[..., Tensor], *, steps: int = 1) -> Functio
 
     Take noise from ``rng`` (``rng.normal(images)``), not from torch: then gradients, replays and batches stay exact.
     """
-    needed = _needed(function)
-    if len(needed) not in (1, 2):
-        raise UserError(f"A purifier function takes (images) or (images, rng), not ({', '.join(needed)}).")
-    return Function(function, steps, len(needed) == 2)
+    given = _arguments(function)
+    if len(given) not in (1, 2):
+        raise UserError(f"A purifier function takes (images) or (images, rng), not ({', '.join(given)}).")
+    return Function(function, steps, len(given) == 2)
 
 
-def _needed(function: Callable) -> list[str]:
-    """The arguments that a function must be given in order; torch's own functions, which do not say, take images."""
+def _arguments(function: Callable) -> list[str]:
+    """What a function is to be given: its arguments without a default, and ``rng``. Built-ins, which do not say, take images."""
     try:
         parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     except ValueError:
         return ["images"]
-    return [p.name for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_position = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [p.name for p in by_position if p.default is p.empty or p.name == "rng"]

@@ -60,8 +60,8 @@ class Diffusion:
         if top is None:
             raise UserError("With a t_star that depends on the image, t_max must say how large it can become.")
         if not 0 < top <= self.schedule.t_max:
-            hint = f"; did you mean t_star={top / 1000:g}?" if 1 < top <= 1000 and self.schedule.t_max == 1 else ""
-            raise UserError(f"t_star must lie in (0, {self.schedule.t_max:g}], not {top}{hint}.")
+            hint = f"; did you mean t_star={top / 1000:g}?" if 1 < top <= 1000 and self.schedule.t_max == 1 else "."
+            raise UserError(f"t_star must lie in (0, {self.schedule.t_max:g}], not {top:g}{hint}")
         sigma = float(self.schedule.sigma(torch.tensor(float(top), dtype=torch.float64)))
         if sigma > self.denoiser.sigma_max * (1 + 1e-6):
             raise UserError(
@@ -90,7 +90,8 @@ class Diffusion:
         table = self._shared
         if table is None:
             t_star = self.t_star(x).double()
-            if t_star.shape != (len(x),) or bool((t_star > self.t_max + 1e-9).any() | (t_star <= 0).any()):
+            # A float32 t_max may lie above the float64 one by its rounding.
+            if t_star.shape != (len(x),) or not bool(((t_star > 0) & (t_star <= self.t_max * (1 + 1e-6))).all()):
                 raise UserError(f"t_star must give one time in (0, t_max={self.t_max:g}] per image; clamp it there.")
             table = self.sampler.table(self.schedule, t_star, self.n_steps)
         scale, sigma = column(table.scale_in, x), column(table.sigma_in, x)

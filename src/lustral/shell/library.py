@@ -1,0 +1,22 @@
+"""The names that ship with Lustral, for use in Python."""
+
+from torch import nn
+
+from ..evaluate.protocol import Data
+from . import data as datasets
+from . import weights
+
+
+def data(name: str, split: str = "test") -> Data:
+    """Labelled images ``.ids``, ``.x`` ([n, c, h, w] in [0, 1]) and ``.y``: digits, or an .npz file with x and y."""
+    return datasets.load(name, split)
+
+
+def classifier(name: str) -> nn.Module:
+    """A frozen classifier (images in [0, 1] → logits): a name from ``lustral list`` or a .safetensors file with its card."""
+    return weights.load(name, "classifier")[0]
+
+
+def denoiser(name: str) -> nn.Module:
+    """A frozen denoiser D(x, sigma): a name from ``lustral list`` or a .safetensors file with its card."""
+    return weights.load(name, "denoiser")[0]
