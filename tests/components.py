@@ -33,7 +33,7 @@ def images(n: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.fl
 
 
 def scramble(net: nn.Module, seed: int = 23) -> nn.Module:
-    """Fills every weight as after training: none is zero, activations keep their size, torch's generator is not used."""
+    """Fills every weight as after training: none is zero, activations keep their size. Uses addressed noise alone."""
     for name, p in net.named_parameters():
         z = Key(seed, ("weights", name)).rng(1).normal(p.detach()[None])[0]
         with torch.no_grad():
@@ -58,7 +58,8 @@ def finite_set(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float3
 def gaussian_mixture(shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> GaussianMixture:
     """The exact denoiser of three Gaussians of different spread and weight."""
     means = 0.2 + 0.6 * Key(4).rng(3).uniform(torch.empty(3, *shape))
-    return GaussianMixture(means.to(dtype), torch.tensor([0.02, 0.05, 0.1]).to(dtype), torch.tensor([0.5, 0.3, 0.2]).to(dtype))
+    variances, weights = torch.tensor([[0.02, 0.05, 0.1], [0.5, 0.3, 0.2]], dtype=dtype)
+    return GaussianMixture(means.to(dtype), variances, weights)
 
 
 class Counted:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lustral.core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
 from lustral.core.kernel import purify
-from lustral.core.noise import Key
+from lustral.core.noise import Key, Rng
 from lustral.denoisers.base import Denoiser
+from lustral.denoisers.ideal import GaussianMixture
 from lustral.purifiers.adaptive import Adaptive, UnitField
 from lustral.purifiers.diffusion import Diffusion
 from lustral.purifiers.presets import diffpure
@@ -89,8 +90,8 @@ def test_gradcheck_in_the_time_itself(schedule, sampler, adjoint):
     assert (grad != 0).all()
 
 
-def vp_sde_by_hand(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, rng, t_star: float, dt: float) -> Tensor:
-    """DiffPure on [-1, 1] from its equations: Euler–Maruyama on the reverse VP-SDE, the score of a Gaussian mixture."""
+def vp_sde_by_hand(x: Tensor, mixture: GaussianMixture, rng: Rng, t_star: float, dt: float) -> Tensor:
+    """DiffPure on [-1, 1] from its equations: Euler–Maruyama on the reverse VP-SDE with a Gaussian mixture's score."""
 
     def beta(t: float) -> float:
         return 0.1 + t * (20 - 0.1)
@@ -99,10 +100,10 @@ def vp_sde_by_hand(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor,
         return math.exp(-0.5 * (20 - 0.1) * t**2 - 0.1 * t)
 
     def score(v: Tensor, t: float) -> Tensor:
-        centres = math.sqrt(alpha_bar(t)) * (2 * means - 1)
-        spread = alpha_bar(t) * 4 * variances + 1 - alpha_bar(t)
+        centres = math.sqrt(alpha_bar(t)) * (2 * mixture.means - 1)
+        spread = alpha_bar(t) * 4 * mixture.variances + 1 - alpha_bar(t)
         offset = centres - v[:, None]
-        log_p = weights.log() - 0.5 * v[0].numel() * spread.log() - offset.square().flatten(2).sum(2) / (2 * spread)
+        log_p = mixture.weights.log() - 0.5 * v[0].numel() * spread.log() - offset.square().flatten(2).sum(2) / (2 * spread)
         share = (log_p.softmax(dim=1) / spread)[..., None, None, None]
         return (share * offset).sum(dim=1)
 
@@ -122,7 +123,7 @@ def test_diffpure_and_its_exact_gradient_at_100_steps_equal_plain_autograd_on_th
     assert purifier.n_steps == 100
     x = images(3, dtype=torch.float64).requires_grad_()
     upstream = KEY.fold("upstream").rng(3).normal(x)
-    expected = vp_sde_by_hand(x, denoiser.means, denoiser.variances, denoiser.weights, KEY.rng(3), 0.1, 1e-3)
+    expected = vp_sde_by_hand(x, denoiser, KEY.rng(3), 0.1, 1e-3)
     expected_grad = torch.autograd.grad(expected, x, upstream)[0].flatten(1)
     for adjoint in (Direct(), Checkpointed()):
         out = purify(purifier, x, KEY.rng(3), adjoint=adjoint)

@@ -45,7 +45,7 @@ def test_a_random_start_is_inside_and_not_the_image(threat):
 
 @pytest.mark.parametrize(("threat", "power"), [(Linf(0.1), 1), (L2(0.1), 48)])
 def test_a_random_start_is_uniform_in_the_ball(threat, power):
-    """Away from the edge of the range: the length to the power of the dimension is uniform; so is an Linf coordinate."""
+    """Away from the edge of the range: |d|^dimension is uniform, and so is every coordinate for Linf."""
     x0 = torch.full((4000, *SHAPE), 0.5)
     d = threat.start(x0, Key(0).rng(len(x0))) - x0
     u = (d[:, 0, 0, 0].abs() if power == 1 else length(d, threat)) / threat.eps

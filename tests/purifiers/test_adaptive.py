@@ -137,7 +137,8 @@ def test_an_image_at_rest_stays_without_nan_in_value_or_gradient():
     x = some()
     rest = torch.zeros_like(x)
     rest[::2] = 1.0
-    for purifier in (adaptive := Adaptive(lambda x: rest[: len(x)] * (0.3 - x), sigma=0.0, steps=1), AdaptivePublished(adaptive)):
+    adaptive = Adaptive(lambda x: rest * (0.3 - x), sigma=0.0, steps=1)
+    for purifier in (adaptive, AdaptivePublished(adaptive)):
         x = x.detach().requires_grad_()
         out = purify(purifier, x, KEY)
         grad = torch.autograd.grad(out.sum(), x)[0]

@@ -125,6 +125,10 @@ class RandomSign:
     eot: int = 1
     loss: Loss = cross_entropy
 
+    def __post_init__(self) -> None:
+        if self.looks < 1:
+            raise UserError(f"The null control needs at least 1 look, not {self.looks}.")
+
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         best = _Best.start(x0)
         rows, gradient = torch.arange(len(x0), device=x0.device), Gradient(None, self.eot)

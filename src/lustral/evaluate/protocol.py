@@ -100,8 +100,17 @@ class Chunk(NamedTuple):
 Done = Callable[[Job], set[int]]
 
 
+def _check(jobs: Sequence[Job]) -> None:
+    names = [(job.system.name, job.stage.name) for job in jobs]
+    if not names:
+        raise UserError("A plan needs at least one stage; clean is the least.")
+    if len(set(names)) != len(names):
+        raise UserError("A plan names every (system, stage) once; give repeated stages names of their own.")
+
+
 def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict:
     """The spec of a run: everything that can change its ledger, batch sizes and budgets excluded."""
+    _check(jobs)
     return {
         "key": spec(key),
         "data": spec({"ids": data.ids, "x": data.x, "y": data.y}),
@@ -120,9 +129,7 @@ def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict
 
 def evaluate(jobs: Sequence[Job], data: Data, key: Key, *, batch: int = 64, done: Done = lambda job: set()) -> Iterator[Chunk]:
     """Runs the plan in order, ``batch`` images at a time, leaving out images that ``done`` already holds."""
-    names = [(job.system.name, job.stage.name) for job in jobs]
-    if len(set(names)) != len(names):
-        raise UserError("A plan names every (system, stage) once; give repeated stages names of their own.")
+    _check(jobs)
     for job in jobs:
         finished = done(job)
         rows = [row for row in range(min(job.images, len(data.ids))) if int(data.ids[row]) not in finished]

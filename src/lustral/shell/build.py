@@ -39,7 +39,7 @@ def purifier(options: Purification, denoiser) -> Purifier | None:
         )
     if options.method != "adp":
         raise unknown("method", options.method, ("none", "diffpure", "adp"))
-    rest = {"steps": options.steps or 10, "published": options.published}
+    rest = {"steps": 10 if options.steps is None else options.steps, "published": options.published}
     if options.gate is not None:
         return adp_gated(denoiser, options.sigma, threshold=options.gate, **rest)
     return adp(denoiser, options.sigma, **rest)
@@ -89,6 +89,8 @@ def attack(name: str, against: Threat, search: Search, resources: Resources) -> 
         raise unknown("stage", name, STAGES)
     if name == "clean":
         return None
+    if search.loss not in LOSSES:
+        raise unknown("loss", search.loss, LOSSES)
     loss = LOSSES[search.loss]
     if name == "null":
         return RandomSign(against, search.restarts * (search.steps + 1), search.eot, loss)

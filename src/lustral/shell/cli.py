@@ -1,6 +1,7 @@
 """The command line. Signatures here are the options, their docstrings the help; everything heavy is imported on use."""
 
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +49,7 @@ def train(
     from . import build, show, tasks
 
     build.prepare(Resources(threads=threads))
-    show.card(tasks.run(task, out, data, width or (32 if task == "classifier" else 16), recipe))
+    show.card(tasks.run(task, out, data, width, recipe))
     show.done(out)
 
 
@@ -196,9 +197,12 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0, 2 for a mistake that the message explains, 130 for Ctrl-C."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
-        auto_cli(COMMANDS, args=args, description=DESCRIPTION)
+        auto_cli(COMMANDS, args=args, description=DESCRIPTION, exit_on_error=False)
     except UserError as e:
         print(f"lustral: {e}", file=sys.stderr)
+        return 2
+    except ArgumentError as e:
+        print(f"lustral: {' '.join(str(e).split())} (--help lists the options of a command)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lustral: interrupted; what was finished is kept, and the same command goes on from there.", file=sys.stderr)

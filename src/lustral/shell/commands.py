@@ -8,7 +8,7 @@ import torch
 from ..core import kernel
 from ..core.errors import UserError
 from ..core.noise import Key
-from ..evaluate.protocol import Data, Job, run
+from ..evaluate.protocol import Data, Job, System, run
 from . import build, pictures, runner, weights
 from . import data as datasets
 from .files import replacing, write_text
@@ -55,9 +55,14 @@ def _take(data: str, images: int) -> Data:
     return datasets.load(data, "test")[:images]
 
 
-def _check(data: Data, about: weights.Card) -> None:
+def _check(data: Data, classifier: str, system: System) -> None:
+    about = weights.card(weights.find(classifier))
     if list(data.x.shape[1:]) != about.image:
         raise UserError(f"{about.name} takes images of shape {about.image}, but the data has {list(data.x.shape[1:])}.")
+    with torch.no_grad():
+        classes = system.defence.classifier(data.x[:1]).shape[1]
+    if int(data.y.max()) >= classes:
+        raise UserError(f"{about.name} knows labels 0 to {classes - 1}, but the data has {int(data.y.max())}.")
 
 
 def attack(
@@ -78,7 +83,7 @@ def attack(
         raise UserError(f"Adversarial images are written as .npz; name the output so, for example {out.with_suffix('.npz')}.")
     system = build.system("attacked", purification, classification)
     chosen = _take(data, images)
-    _check(chosen, weights.card(weights.find(classification.classifier)))
+    _check(chosen, classification.classifier, system)
     job = Job(system, build.stage(stage, build.threat(threat), search, resources, 20), len(chosen.ids))
     chunks = []
     with progress() as bar:
@@ -112,7 +117,7 @@ def evaluate(
     name = purification.method if purification.method != "none" else "undefended"
     system = build.system(name, purification, classification, micro_batch)
     chosen = _take(data, images)
-    _check(chosen, weights.card(weights.find(classification.classifier)))
+    _check(chosen, classification.classifier, system)
     against = build.threat(threat)
     jobs = [Job(system, build.stage(stage, against, search, resources, draws), len(chosen.ids)) for stage in stages]
     runner.execute(jobs, chosen, Key(seed), out, resources.batch, {"micro_batch": micro_batch})

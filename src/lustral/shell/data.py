@@ -45,10 +45,14 @@ def _npz(path: Path) -> Data:
     if "x" not in arrays or "y" not in arrays:
         raise UserError(f"{path} must hold arrays x (images) and y (labels) but holds {', '.join(arrays) or 'nothing'}.")
     x, y = as_images(arrays["x"], str(path)), arrays["y"]
+    if not len(x):
+        raise UserError(f"{path} holds no images; save at least one.")
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise UserError(f"{path}: y must be {len(x)} whole numbers, one per image, not {y.dtype} of shape {y.shape}.")
+    if y.min() < 0:
+        raise UserError(f"{path}: y must count classes from 0, but holds {y.min()}.")
     ids = arrays.get("ids", np.arange(len(x)))
-    if ids.shape != (len(x),) or len(np.unique(ids)) != len(x):
+    if ids.shape != (len(x),) or ids.dtype.kind not in "iu" or len(np.unique(ids)) != len(x):
         raise UserError(f"{path}: ids must be {len(x)} different whole numbers, one per image.")
     return Data(torch.as_tensor(ids).long(), x, torch.as_tensor(y).long())
 
@@ -58,7 +62,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with saying(path, "read"):
         try:
             loaded = np.load(path, allow_pickle=False)
-            return {name: loaded[name] for name in loaded.files} if path.suffix == ".npz" else {"x": loaded}
+            return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
         except OSError as e:
             if e.errno is not None:
                 raise

@@ -48,13 +48,7 @@ SHAPES = (
 # Matplotlib knows no CSS variables: it draws in these stand-ins, and _plot puts the page's variables in their place.
 MUTED, GRID, PAPER = "#000101", "#000102", "#000103"
 VARIABLES = {MUTED: "muted", GRID: "grid", PAPER: "paper"} | {f"#0002{i:02x}": f"s{i}" for i in range(len(SHAPES))}
-RC = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lustral",
-    "text.parse_math": False,
-    "font.size": 11,
-    "axes.labelsize": 11,
-}
+RC = {"svg.fonttype": "none", "svg.hashsalt": "lustral", "text.parse_math": False, "font.size": 11}
 RC |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), MUTED)
 RC |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left", "ytick.left"), False)
 RC |= {"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8}
@@ -129,7 +123,7 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
         stages=_stages(main),
         folds=_folds(main.values()),
         lowest=_lowest(main, looks),
-        plots=[plot for plot in _plots(rows, main, looks, results.get("threat") or {}, pictures) if plot],
+        plots=_plots(rows, main, looks, results.get("threat") or {}, pictures),
         gain=gain,
         grids=[grid for look in looks.values() if (grid := _grid(look, pictures, gain))],
         strips=[strip for look in looks.values() if (strip := _strip(look, pictures))],
@@ -186,11 +180,11 @@ def _seconds(value: float | None) -> str:
 
 
 def _claim(check: dict) -> str:
-    """'blind ≥ exact' with its values: 'blind 91 % ≥ exact 72 %'; claims of another form are followed by the values."""
+    """'blind ≥ exact' with its values: 'Blind 91 % ≥ Exact 72 %'; claims of another form are followed by the values."""
     parts, values = re.split(r"\s*([≥≤><≈=])\s*", check["claim"]), [_percent(v) for v in check.get("values") or []]
     if len(parts) == 1 or len(parts[::2]) != len(values):
         return f"{check['claim']}: {', '.join(values)}" if values else check["claim"]
-    named = [f"{part} {value}" for part, value in zip(parts[::2], values, strict=True)]
+    named = [f"{STAGES.get(part.lower(), part)} {value}" for part, value in zip(parts[::2], values, strict=True)]
     return " ".join(word for pair in zip(named, [*parts[1::2], ""], strict=True) for word in pair).strip()
 
 
@@ -215,11 +209,9 @@ def _stages(main: dict) -> list[str]:
 
 def _folds(rows: Iterable[dict]) -> list[tuple[str, str, str]]:
     """The (kind, number of draws, heading) of every fold over draws that some row has."""
-    rows = list(rows)
-    sizes = {
-        kind: sorted({m for row in rows for m in row.get(kind) or {}}, key=lambda m: (len(m), m)) for kind in FOLDS
-    }
-    return [(kind, m, heading.format(m)) for kind, heading in FOLDS.items() for m in sizes[kind]]
+    present = {(kind, m) for row in rows for kind in FOLDS for m in row.get(kind) or {}}
+    order = sorted(present, key=lambda fold: (list(FOLDS).index(fold[0]), int(fold[1])))
+    return [(kind, m, FOLDS[kind].format(m)) for kind, m in order]
 
 
 def _lowest(main: dict, looks: dict[str, Look]) -> list[tuple[Look, dict]]:
@@ -234,33 +226,29 @@ def _lowest(main: dict, looks: dict[str, Look]) -> list[tuple[Look, dict]]:
 # Plots
 
 
-def _plots(rows: list[dict], main: dict, looks: dict[str, Look], threat: dict, pictures: dict) -> list[Plot | None]:
+def _plots(rows: list[dict], main: dict, looks: dict[str, Look], threat: dict, pictures: dict) -> list[Plot]:
     of = {group: [row for row in rows if row.get("group") == group] for group in ("eps", "t_star")}
-    return [
-        _stage_plot(main, looks),
-        _eps_plot(of["eps"], main, looks, threat),
-        _time_plot(of["t_star"], looks),
-        _norm_plot(looks, pictures),
-    ]
+    plots = _stage_plot(main, looks), _eps_plot(of["eps"], main, looks, threat), _time_plot(of["t_star"], looks)
+    return [plot for plot in (*plots, _norm_plot(looks, pictures)) if plot]
 
 
-def _plot(name: str, lines: list[Line], draw: Callable) -> Plot:
+def _plot(name: str, lines: list[Line], draw: Callable) -> Plot | None:
     """Draws one pair of axes for use inside a page: with the page's colours, ids of its own and no fixed size."""
+    if not lines:
+        return None
     import matplotlib
     from matplotlib.figure import Figure
 
-    out = io.StringIO()
+    out, no_metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(6, 3.75), layout="constrained")
         draw(figure.add_subplot())
-        figure.savefig(
-            out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+        figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
     svg = out.getvalue()
     box = re.search(r'viewBox="([\d. -]+)"', svg)[1]
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
-    return Plot(name, box, Markup(re.sub(r"#000[12]\d\d", lambda hit: f"var(--{VARIABLES[hit[0]]})", body)), lines)
+    return Plot(name, box, Markup(re.sub("|".join(VARIABLES), lambda hit: f"var(--{VARIABLES[hit[0]]})", body)), lines)
 
 
 def _accuracy_axis(axes) -> None:
@@ -289,13 +277,8 @@ def _line(axes, line: Line, **style) -> None:
 
 def _stage_plot(main: dict, looks: dict[str, Look]) -> Plot | None:
     stages = _stages(main)
-    places = [
-        (look, [(i, main[look.name, s]) for i, s in enumerate(stages) if (look.name, s) in main])
-        for look in looks.values()
-    ]
-    lines = [Line(look, "", points) for look, points in places if points]
-    if not lines:
-        return None
+    rows = {look: [(s, main[name, s]) for s in stages if (name, s) in main] for name, look in looks.items()}
+    lines = [Line(look, "", points) for look, points in rows.items() if points]
 
     def draw(axes) -> None:
         _accuracy_axis(axes)
@@ -304,9 +287,10 @@ def _stage_plot(main: dict, looks: dict[str, Look]) -> Plot | None:
         axes.tick_params(axis="x", length=0)
         for i, line in enumerate(lines):
             shift = 0.6 * ((i + 0.5) / len(lines) - 0.5)
-            _line(axes, line._replace(points=[(x + shift, row) for x, row in line.points]), linestyle="none")
+            shifted = [(stages.index(stage) + shift, row) for stage, row in line.points]
+            _line(axes, line._replace(points=shifted), linestyle="none")
 
-    return _plot("stages", [line._replace(points=[(stages[i], row) for i, row in line.points]) for line in lines], draw)
+    return _plot("stages", lines, draw)
 
 
 def _eps_plot(rows: list[dict], main: dict, looks: dict[str, Look], threat: dict) -> Plot | None:
@@ -314,13 +298,11 @@ def _eps_plot(rows: list[dict], main: dict, looks: dict[str, Look], threat: dict
     for look in looks.values():
         own = {row["x"]: row for row in rows if row["system"] == look.name}
         clean, exact = main.get((look.name, "clean")), main.get((look.name, "exact"))
-        ends = ({0.0: clean} if clean else {}) | (
-            {exact["eps"]: exact} if exact and exact.get("eps") is not None else {}
-        )
+        ends = {0.0: clean} if clean else {}
+        if exact and exact.get("eps") is not None:
+            ends[exact["eps"]] = exact
         if own:
             lines.append(Line(look, "exact", sorted((ends | own).items(), key=lambda point: point[0])))
-    if not lines:
-        return None
 
     def draw(axes) -> None:
         _accuracy_axis(axes)
@@ -336,10 +318,8 @@ def _eps_plot(rows: list[dict], main: dict, looks: dict[str, Look], threat: dict
 def _time_plot(rows: list[dict], looks: dict[str, Look]) -> Plot | None:
     lines: dict[tuple, Line] = {}
     for row in sorted(rows, key=lambda row: row["x"]):
-        cell = row["system"], row["stage"]
-        lines.setdefault(cell, Line(looks[cell[0]], cell[1], [])).points.append((row["x"], row))
-    if not lines:
-        return None
+        system, stage = row["system"], row["stage"]
+        lines.setdefault((system, stage), Line(looks[system], stage, [])).points.append((row["x"], row))
 
     def draw(axes) -> None:
         _accuracy_axis(axes)
@@ -350,13 +330,10 @@ def _time_plot(rows: list[dict], looks: dict[str, Look]) -> Plot | None:
     return _plot("t-star", list(lines.values()), draw)
 
 
-def _norm_plot(looks: dict[str, Look], pictures: dict) -> Plot | None:
-    norms = {
-        look: pictures[key].ravel() for look in looks.values() if (key := f"{look.name}/trajectory_norm") in pictures
-    }
+def _norm_plot(looks: dict[str, Look], pictures: dict[str, np.ndarray]) -> Plot | None:
+    norms = {look: pictures.get(f"{name}/trajectory_norm", np.empty(0)).ravel() for name, look in looks.items()}
     norms = {look: norm for look, norm in norms.items() if norm.size}
-    if not norms:
-        return None
+    lines = [Line(look, "", [(i, float(norm[i])) for i in (0, norm.size - 1)]) for look, norm in norms.items()]
 
     def draw(axes) -> None:
         axes.set_xlabel("step of the purification")
@@ -365,9 +342,7 @@ def _norm_plot(looks: dict[str, Look], pictures: dict) -> Plot | None:
             _mark(axes, look, range(norm.size), norm, markersize=6, markevery=max(1, math.ceil(norm.size / 12)))
         axes.set_ylim(bottom=0)
 
-    return _plot(
-        "trajectory", [Line(look, "", [(i, norm[i]) for i in (0, norm.size - 1)]) for look, norm in norms.items()], draw
-    )
+    return _plot("trajectory", lines, draw)
 
 
 # Pictures
@@ -398,6 +373,8 @@ def _gain(looks: Iterable[Look], pictures: dict[str, np.ndarray]) -> float:
 def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float) -> dict | None:
     """One system's pictures: a row per image of clean, attacked, amplified change and purified."""
     clean, attacked, purified = (pictures.get(f"{look.name}/{kind}") for kind in ("clean", "attacked", "purified"))
+    if attacked is not None and purified is not None and np.array_equal(attacked, purified):
+        purified = None  # nothing purifies here
     change = 0.5 + gain * (attacked - clean) if clean is not None and attacked is not None else None
     columns = {"clean": clean, "attacked": attacked, f"change ×{gain:g}": change, "purified": purified}
     columns = {what: images for what, images in columns.items() if images is not None}

@@ -217,4 +217,6 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         found = json.loads(place.read_text(encoding="utf-8"))
     except ValueError as e:
         raise UserError(f"{place} is damaged ({e}); run the evaluation again, which reuses its ledger.") from e
+    if not isinstance(found, dict) or not {"title", "seed", "data", "threat", "rows", "ordering"} <= found.keys():
+        raise UserError(f"{place} holds no results of Lustral; run the evaluation again, which reuses its ledger.")
     return found, read_arrays(folder / "pictures.npz")

@@ -20,6 +20,7 @@ from .terminal import command, console, progress, versions
 
 SAVE_EVERY = 60.0
 SIGMAS = (0.05, 0.1, 0.2, 0.3)
+WIDTHS = {"classifier": 32, "denoiser": 16}
 
 
 def _classifier(train_set: Data, width: int) -> tuple[dict, Objective]:
@@ -54,12 +55,15 @@ def _rmse(model: nn.Module, test: Data) -> dict[str, float]:
 TASKS: dict[str, tuple[Callable, Callable]] = {"classifier": (_classifier, _accuracy), "denoiser": (_denoiser, _rmse)}
 
 
-def run(task: str, out: Path, data: str, width: int, recipe: Recipe) -> weights.Card:
+def run(task: str, out: Path, data: str, width: int | None, recipe: Recipe) -> weights.Card:
     """Trains ``task`` on a data set and writes ``out`` with its card. An interrupted run goes on where it stopped."""
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     if out.suffix != ".safetensors":
         raise UserError(f"Trained weights are .safetensors files; name the output so, for example {out.with_suffix('.safetensors')}.")
+    width = WIDTHS[task] if width is None else width
+    if width < 2 or width % 2:
+        raise UserError(f"width must be an even number from 2, not {width}.")
     describe, measure = TASKS[task]
     train_set, test = datasets.load(data, "train"), datasets.load(data, "test")
     architecture, objective = describe(train_set, width)

@@ -42,8 +42,9 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._say()
+    def __exit__(self, failure: type | None, *_) -> None:
+        if failure is None:
+            self._say()
 
     def add_task(self, description: str, total: float, completed: float = 0.0) -> int:
         self.description, self.total, self.completed, self._first = description, total, completed, completed

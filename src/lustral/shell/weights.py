@@ -94,7 +94,7 @@ def card(path: Path) -> Card:
     """The card beside a weights file."""
     place = path.with_suffix(".json")
     with saying(place, "read"):
-        text = place.read_text(encoding="utf-8")
+        text = place.read_bytes()
     try:
         return Card(**json.loads(text))
     except (ValueError, TypeError) as e:
@@ -141,8 +141,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a training state; only tensors and plain values are accepted."""
     with saying(path, "read"):
         try:
-            return torch.load(path, weights_only=True)
+            found = torch.load(path, weights_only=True)
         except OSError:
             raise
         except Exception as e:
             raise UserError(f"{path} is damaged or no training checkpoint; delete it to start again.") from e
+    if not isinstance(found, dict) or not {"model", "optimiser", "average", "step", "identity"} <= found.keys():
+        raise UserError(f"{path} is no training checkpoint of Lustral; delete it to start again.")
+    return found

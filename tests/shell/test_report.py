@@ -1,0 +1,317 @@
+import base64
+import copy
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lustral.shell.report import render
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+EPS = 0.1875
+ACCURACY = {
+    "undefended": {"clean": 0.97, "exact": 0.0},
+    "adp": {"clean": 0.95, "null": 0.93, "blind": 0.91, "bpda": 0.83, "exact": 0.71, "fixed": 0.58},
+    "diffpure-sde": {"clean": 0.94, "null": 0.9, "exact": 0.64},
+}
+
+
+class Page(HTMLParser):
+    """What is on a page: its tags in order, all attributes, the text, table rows as lists of cells, unclosed tags."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.rows, self.open, self.unbalanced = [], [], "", [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append((tag, self.getpos()))
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open) and "svg" not in self.open:
+            self.rows[-1][-1] += data
+
+    def table_row(self, *starts: str) -> list[str]:
+        rows = [[" ".join(cell.split()) for cell in row] for row in self.rows]
+        (found,) = [row for row in rows if row[: len(starts)] == list(starts)]
+        return found
+
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def row(system: str, stage: str, accuracy: float, group: str = "main", x: float | None = None, **changes) -> dict:
+    attacked = stage not in ("clean", "null")
+    return {
+        "system": system, "stage": stage, "group": group, "x": x, "gradient": "exact (checkpointed)",
+        "loss": "cross-entropy" if attacked else None, "norm": "Linf", "eps": EPS if attacked else None, "steps": 15,
+        "eot": 8, "looks": 16, "restarts": 1, "knowledge": "known" if stage == "fixed" else "fresh", "images": 100,
+        "draws": 20, "vote": "mean softmax of 4", "accuracy": accuracy, "low": max(0, accuracy - 0.1),
+        "high": min(1, accuracy + 0.08), "single_draw": [0.6, 0.5, 0.69], "worst_of": {"5": 0.52},
+        "majority_of": {"5": 0.74}, "mean_logit_of": {"5": 0.76}, "null": 0.93, "seconds": 12.34, "forward": 1234567,
+        "backward": 65432, "repaired": 3, "max_distance": 0.1874,
+    } | changes  # fmt: skip
+
+
+def results() -> dict:
+    rows = [row(system, stage, value) for system, stages in ACCURACY.items() for stage, value in stages.items()]
+    rows += [row("adp", "exact", value, "eps", x, eps=x, images=50) for x, value in ((0.0625, 0.9), (0.25, 0.44))]
+    rows += [row("diffpure-sde", stage, 0.6, "t_star", x) for stage in ("clean", "exact") for x in (0.05, 0.1, 0.2)]
+    return {
+        "title": "A demonstration", "lustral": "0.1.0", "run": "5f1d9c0ab7e34f2296c1d0e8a4b37c61",
+        "command": "lustral demo", "seed": 7, "versions": {"python": "3.11.7", "torch": "2.13.0"}, "seconds": 171.2,
+        "data": {"name": "digits", "split": "test", "images": 100, "sha256": "9f86d081884c7d65"},
+        "threat": {"norm": "Linf", "eps": EPS, "why": "Three of sixteen grey levels."}, "rows": rows,
+        "ordering": [
+            {"system": "adp", "claim": "blind ≥ BPDA ≥ exact", "values": [0.91, 0.83, 0.71], "holds": True},
+            {"system": "diffpure-sde", "claim": "an unbounded attack reaches 0", "values": [0.02], "holds": False},
+        ],
+        "paired": [{"a": "adp", "b": "diffpure-sde", "stage": "exact", "only_a": 12, "only_b": 5, "p": 0.143}],
+        "notes": ["Judging noise is disjoint from attack noise."],
+    }  # fmt: skip
+
+
+def pictures(shape: tuple[int, int, int] = (1, 8, 8), systems=("undefended", "adp")) -> dict[str, np.ndarray]:
+    rng, out = np.random.default_rng(0), {"y": np.array([3, 1])}
+    for system in systems:
+        clean = rng.uniform(0.3, 0.7, (2, *shape))
+        out[f"{system}/clean"] = clean
+        out[f"{system}/attacked"] = clean + EPS * rng.choice([-1, 1], clean.shape)
+        out[f"{system}/purified"] = clean + 0.7 * rng.normal(size=clean.shape)
+        out[f"{system}/said"] = np.array([[3, 8, 3], [1, 7, -1]])
+        out[f"{system}/trajectory"] = rng.uniform(size=(31, *shape))
+        out[f"{system}/trajectory_norm"] = np.linspace(0.2, 0.05, 31)
+    return out
+
+
+def decoded(html: str) -> list[Image.Image]:
+    return [
+        Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"data:image/png;base64,([^\"]+)", html)
+    ]
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render(results(), pictures())
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Page:
+    return Page(html)
+
+
+def test_a_page_needs_nothing_but_itself(html, page):
+    links = page.values("src") + page.values("href") + page.values("xlink:href") + page.values("srcset")
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
+    assert not re.search(r"@import|url\((?!#)|https?://", html)
+    assert any("default-src 'none'" in value for value in page.values("content"))
+
+
+def test_tags_are_balanced_and_references_lead_somewhere(html, page):
+    assert page.unbalanced == []
+    assert page.open == []
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    labels = " ".join(page.values("aria-labelledby")).split()
+    assert {*re.findall(r'href="#([^"]+)"', html), *re.findall(r"url\(#([^)]+)\)", html), *labels} <= set(ids)
+
+
+def test_every_value_of_a_row_is_in_the_tables(page):
+    assert page.table_row("Fixed noise", "", "58 %") == [
+        *("Fixed noise", "", "58 %", "[48, 66]", "93 %", "60 %", "[50, 69]", "52 %", "74 %", "76 %"),
+        *("20", "8", "16", "12.3", "1,234,567", "65,432"),
+    ]
+    assert page.table_row("ADP", "Fixed noise") == [
+        *("ADP", "Fixed noise", "exact (checkpointed)", "cross-entropy", "Linf 0.1875", "15", "8", "16", "1", "known"),
+        *("100", "20", "mean softmax of 4", "0.1874", "3"),
+    ]
+    assert page.table_row("ADP", "Exact", "0.25")[:4] == ["ADP", "Exact", "0.25", "44 % [34, 52]"]
+
+
+def test_the_head_says_how_to_make_the_run_again(page):
+    for fact in ("5f1d9c0ab7e34f2296c1d0e8a4b37c61", "lustral demo", "torch 2.13.0", "9f86d081884c7d65", "2 min 51 s"):
+        assert fact in page.words()
+    assert "100 of digits, test split" in page.words()
+
+
+def test_stages_that_a_system_lacks_are_dashes(page):
+    blind = [row for row in page.rows if row[0] == "Blind"]
+    assert len(blind) == 3
+    assert [set(row[1:]) <= {"", "—"} for row in blind] == [True, False, True]
+
+
+def test_the_verdict_is_the_exact_attack(page):
+    assert (
+        "At Linf ε = 0.1875 the undefended classifier keeps 0 %; ADP keeps 71 % [61, 79] and "
+        "DiffPure SDE 64 % [54, 72] against the exact attack."
+    ) in page.words()
+    assert "Lowest on record: ADP 58 % (fixed noise)" in page.words()
+
+
+@pytest.mark.parametrize(
+    ("kept", "verdict"),
+    [
+        ({"adp": ("clean", "exact")}, "At Linf ε = 0.1875 ADP keeps 71 % [61, 79] against the exact attack."),
+        ({"undefended": ("exact",)}, "At Linf ε = 0.1875 the undefended classifier keeps 0 %."),
+        ({"adp": ("clean", "null")}, "No attack is on record in this run."),
+    ],
+    ids=["one defended", "undefended only", "no attack"],
+)
+def test_the_verdict_of_a_part_of_a_run(kept, verdict):
+    rows = [r for r in results()["rows"] if r["group"] == "main" and r["stage"] in kept.get(r["system"], ())]
+    assert verdict in Page(render(results() | {"rows": rows}, {})).words()
+
+
+def test_checks_are_told_in_words_and_not_by_colour_alone(page):
+    words = page.words()
+    assert "✓ holds ADP Blind 91 % ≥ BPDA 83 % ≥ Exact 71 %" in words
+    assert "✗ fails DiffPure SDE an unbounded attack reaches 0: 2 %" in words
+    assert "1 of 2 ordering checks fails" in words
+    assert page.table_row("ADP", "DiffPure SDE")[2:] == ["Exact", "12", "5", "0.14", "no clear difference"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "text"),
+    [
+        (0.714, 100, "71 %"),
+        (0.714, 597, "71.4 %"),
+        (1.0, 597, "100 %"),
+        (0.0, 100, "0 %"),
+        (0.9966, 100, "99.7 %"),
+        (0.99966, 5000, "99.97 %"),
+        (0.001, 100, "0.1 %"),
+    ],
+)
+def test_nearly_all_is_never_rounded_to_all(accuracy, images, text):
+    one = row("adp", "exact", accuracy, images=images)
+    assert Page(render(results() | {"rows": [one]}, {})).table_row("Exact")[2] == text
+
+
+def test_a_system_with_a_hostile_name_is_only_text():
+    name = '<script>alert("$x$ & y")</script>'
+    found = results()
+    for item in (*found["rows"], *found["ordering"]):
+        item["system"] = item["system"].replace("adp", name)
+    found["paired"][0]["a"] = name
+    found["rows"].append(row(name, "<b>$stage", 0.5))
+    found |= {"title": name, "notes": [name], "command": name, "threat": {"norm": name, "eps": EPS, "why": name}}
+    hostile = render(found, pictures(systems=(name,)))
+    page = Page(hostile)
+    assert "<script" not in hostile
+    assert "<b>$" not in hostile
+    assert page.text.count(name) > 10
+    assert page.unbalanced == []
+
+
+@pytest.mark.parametrize(
+    "empty", [{}, {"rows": [], "ordering": [], "paired": [], "notes": []}], ids=["absent", "empty"]
+)
+def test_a_run_without_results_is_still_a_page(empty):
+    page = Page(render({"title": "Nothing yet", **empty}, {}))
+    assert page.unbalanced == []
+    assert "No attack is on record in this run." in page.words()
+    assert not {"svg", "img", "table"} & set(page.tags)
+
+
+def test_plots_without_rows_are_left_out(html):
+    def titles(html: str) -> list[str]:
+        return re.findall(r"<title id=\"([\w-]+)-title\">", html)
+
+    assert titles(html) == ["stages", "eps", "t-star", "trajectory"]
+    main = [r for r in results()["rows"] if r["group"] == "main"]
+    assert titles(render(results() | {"rows": main}, {})) == ["stages"]
+
+
+def test_the_curve_over_eps_takes_its_ends_from_the_main_table(html):
+    (shown,) = re.findall(r'<desc id="eps-desc">(.*?)</desc>', html, re.DOTALL)
+    points = "0: 95 % [85, 100], 0.0625: 90 % [80, 98], 0.1875: 71 % [61, 79], 0.25: 44 % [34, 52]."
+    assert shown.strip() == f"ADP, Exact: {points}"
+
+
+def test_plots_follow_the_colours_of_the_page(html):
+    plots = re.findall(r'<svg class="plot".*?</svg>', html, re.DOTALL)
+    used = set(re.findall(r"var\(--(\w+)\)", "".join(plots)))
+    assert used == {"s0", "s1", "s2", "muted", "grid", "paper"}
+    assert set(re.findall(r"#[0-9a-f]{6}\b", "".join(plots))) <= {"#ffffff"}
+    assert all(f"--{name}:" in html for name in used)
+
+
+@pytest.mark.parametrize(("shape", "mode"), [((1, 8, 8), "L"), ((3, 32, 32), "RGB"), ((3, 5, 40), "RGB")], ids=str)
+def test_pictures_of_any_size_are_enlarged_without_smoothing(shape, mode):
+    shown = pictures(shape, systems=("adp",))
+    shown["adp/clean"][0, 0, 0, :2] = (np.nan, 1.3)
+    factor = -(-96 // max(shape[1:]))
+    first = decoded(render({"title": "Pictures"}, shown))[0]
+    assert first.mode == mode
+    pixels = np.asarray(first).reshape(shape[1] * factor, shape[2] * factor, -1)
+    small = np.nan_to_num(shown["adp/clean"][0]).clip(0, 1).transpose(1, 2, 0)
+    for dy, dx in ((0, 0), (factor - 1, factor - 1)):
+        assert np.abs(pixels[dy::factor, dx::factor] / 255 - small).max() <= 0.5 / 255 + 1e-9
+
+
+def test_the_change_is_amplified_about_mid_grey_by_the_gain_that_is_stated():
+    shown = pictures(systems=("adp",))
+    html = render({"title": "Pictures"}, shown)
+    assert "amplified 2.6 times" in Page(html).words()  # 0.5 / 0.1875, rounded down
+    change = np.asarray(decoded(html)[2])[::12, ::12] / 255
+    expected = 0.5 + 2.6 * (shown["adp/attacked"] - shown["adp/clean"])[0, 0]
+    assert np.abs(change - expected).max() <= 0.5 / 255 + 1e-9
+
+
+def test_pictures_say_what_the_classifier_said():
+    html = render({"title": "Pictures"}, pictures(systems=("adp",)))
+    rows = [[" ".join(cell.split()) for cell in row] for row in Page(html).rows if row[0] in "13"]
+    assert rows == [["3", "✓ 3", "✗ 8", "", "✓ 3"], ["1", "✓ 1", "✗ 7", "", "✗ abstained"]]
+    assert 'alt="attacked image: 8, wrong"' in html
+
+
+def test_a_picture_that_nothing_purified_is_not_shown_twice():
+    shown = pictures(systems=("undefended",))
+    shown["undefended/purified"] = shown["undefended/attacked"]
+    assert "purified" not in [cell for row in Page(render({"title": "Pictures"}, shown)).rows for cell in row]
+
+
+def test_a_film_is_thinned_to_ten_frames_with_both_ends(page):
+    assert page.words().count("attacked step 3 step 7 step 10 step 13 step 17 step 20 step 23 step 27 purified") == 2
+
+
+def test_the_same_results_give_the_same_page_and_stay_as_they_were(html):
+    found, shown = results(), pictures()
+    before = copy.deepcopy((found, shown))
+    assert render(found, shown) == html
+    assert found == before[0]
+    assert all(np.array_equal(shown[name], before[1][name]) for name in before[1])
+
+
+def test_importing_the_report_does_not_import_matplotlib():
+    code = "import sys, lustral.shell.report; assert not {'matplotlib', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
