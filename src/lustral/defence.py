@@ -65,7 +65,9 @@ class Defence(nn.Module):
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         """Merged logits [b, classes] of one decision per row, each of ``vote.draws`` purifications in one batch."""
         n = self.vote.draws
-        out = self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n), adjoint) if n > 1 else self.draws(x, rng, adjoint)
+        out = (
+            self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n), adjoint) if n > 1 else self.draws(x, rng, adjoint)
+        )
         return self.vote.merge(out.view(len(x), n, -1))
 
     @torch.no_grad()

@@ -49,7 +49,7 @@ class Sampler(Protocol):
 
 
 def _table(schedule: Schedule, t_star: Tensor, sigma, a, b, c, *, end: Tensor | None = None) -> Table:
-    """A table whose register is unused, which starts by diffusing to t_star and ends at time ``end`` (default: s = 1)."""
+    """A table without a register, which starts by diffusing to t_star and ends at time ``end`` (default: s = 1)."""
     none = torch.zeros_like(a)
     out = torch.ones_like(t_star) if end is None else torch.exp(schedule.log_scale(end))
     return Table(sigma, a, b, c, none, none, none, torch.ones_like(t_star), schedule.sigma(t_star), out)
@@ -97,7 +97,7 @@ class DDPM:
     """Ancestral sampling (Ho et al. 2020), with the small (posterior) or the large (β) variance.
 
     In this view the mean is a·y + (1 − a)·D with a = sigma_s²/sigma_t². Small: c² = sigma_s²(sigma_t² − sigma_s²)/
-    sigma_t². Large: c² = β/(4ᾱ_s) = (sigma_t² − sigma_s²)·ᾱ_t/ᾱ_s, which is meaningful for VE schedules too. The default
+    sigma_t². Large: c² = β/(4ᾱ_s) = (sigma_t² − sigma_s²)·ᾱ_t/ᾱ_s, which means something for VE too. The default
     step is the schedule's own; a last step to sigma = 0 adds no noise.
     """
 
@@ -127,7 +127,7 @@ class DDPM:
 
 @dataclass(frozen=True)
 class DDIM:
-    """Song, Meng and Ermon (ICLR 2021), eq. 12: eta = 0 is deterministic (Euler in sigma), eta = 1 is small-variance DDPM."""
+    """Song, Meng and Ermon (ICLR 2021), eq. 12: eta = 0 is deterministic (Euler in sigma), 1 small-variance DDPM."""
 
     eta: float = 0.0
     steps: int | None = None
@@ -192,7 +192,7 @@ class ODE:
 
 
 def _euler(schedule: Schedule, t_star: Tensor, t: Tensor, s: Tensor, *, score_weight: float, noise: bool) -> Table:
-    """One Euler step of x' = ½·rate·x + w·diffusion·score, written for y = x/s(t); score = (D − y)/(s(t)·4·sigma²)·2."""
+    """One Euler step of x' = ½·rate·x + w·diffusion·score, written for y = x/s(t); score ∝ (D − y)/(4·sigma²·s(t))."""
     h = t - s
     sigma = schedule.sigma(t)
     growth = torch.exp(schedule.log_scale(t) - schedule.log_scale(s))  # x/s(t) → x/s(s)

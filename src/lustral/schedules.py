@@ -143,7 +143,7 @@ class DiscreteVP:
 
 @dataclass(frozen=True)
 class VE:
-    """Variance-exploding process with geometric sigma(t) = sigma_min·(sigma_max/sigma_min)^t on [0, 1]; sigma in pixels.
+    """Variance-exploding process with geometric sigma(t) = sigma_min·(sigma_max/sigma_min)^t for t in [0, 1].
 
     Song et al. (ICLR 2021), whose sigmas are on [0, 1] images like ours. At t = 0 some noise, sigma_min, is left.
     """
@@ -171,7 +171,7 @@ class VE:
 
 @dataclass(frozen=True)
 class EDM:
-    """Time is noise: sigma(t) = t (Karras et al., NeurIPS 2022), in [0, 1] pixels (theirs are on [-1, 1]: twice ours)."""
+    """Time is noise: sigma(t) = t (Karras et al., NeurIPS 2022) on [0, 1] pixels (theirs is twice ours)."""
 
     t_max: float = 40.0
     dt: float = 0.01

@@ -82,7 +82,9 @@ def row(system: str, stage: str, accuracy: float, group: str = "main", x: float 
 
 def results() -> dict:
     rows = [row(system, stage, value) for system, stages in ACCURACY.items() for stage, value in stages.items()]
-    rows += [row("adp", "exact", value, "eps", x, eps=x, images=50) for x, value in ((0.0625, 0.9), (0.25, 0.44))]
+    rows += [
+        row("adp", "exact", value, "eps", x, eps=x, images=50) for x, value in ((0.0625, 0.9), (EPS, 0.8), (0.25, 0.44))
+    ]
     rows += [row("diffpure-sde", stage, 0.6, "t_star", x) for stage in ("clean", "exact") for x in (0.05, 0.1, 0.2)]
     return {
         "title": "A demonstration", "lustral": "0.1.0", "run": "5f1d9c0ab7e34f2296c1d0e8a4b37c61",
@@ -263,6 +265,13 @@ def test_plots_follow_the_colours_of_the_page(html):
     assert used == {"s0", "s1", "s2", "muted", "grid", "paper"}
     assert set(re.findall(r"#[0-9a-f]{6}\b", "".join(plots))) <= {"#ffffff"}
     assert all(f"--{name}:" in html for name in used)
+
+
+def test_many_systems_still_look_different():
+    found = results() | {"rows": [row(f"system {i}", "exact", 0.5) for i in range(20)]}
+    key = re.search(r'<ul class="key">.*?</ul>', render(found, {}), re.DOTALL)[0]
+    looks = re.findall(r'<path d="([^"]+)" fill="var\(--(s\d)\)"', key)
+    assert len(looks) == len(set(looks)) == 20
 
 
 @pytest.mark.parametrize(("shape", "mode"), [((1, 8, 8), "L"), ((3, 32, 32), "RGB"), ((3, 5, 40), "RGB")], ids=str)

@@ -35,7 +35,7 @@ class KnownNoise:
 
 
 class Look(NamedTuple):
-    """One look at a batch: gradient of the mean loss (None if not asked for), mean loss [b], share of wrong draws [b]."""
+    """One look at a batch: gradient of the mean loss (None if not asked), mean loss [b], share of wrong draws [b]."""
 
     grad: Tensor | None
     loss: Tensor

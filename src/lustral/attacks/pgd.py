@@ -138,4 +138,3 @@ class RandomSign:
             x = self.threat.project(self.threat.ascend(x0, direction, self.threat.eps), x0)
             best.see(rows, x, gradient.look(victim, x, y, self.loss, noise))
         return Outcome(best.x, best.loss, best.looks)
-

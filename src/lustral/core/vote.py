@@ -105,7 +105,7 @@ class Majority:
 
 @dataclass(frozen=True)
 class Abstain:
-    """Another vote that gives no verdict (label -1) where the top class leads by less than ``margin`` of probability."""
+    """Another vote, with no verdict (label -1) where the top class leads by less than ``margin`` of probability."""
 
     vote: Vote
     margin: float

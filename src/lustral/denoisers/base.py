@@ -95,7 +95,7 @@ class FixedBatch:
 
 @dataclass(frozen=True)
 class Autocast:
-    """Runs a denoiser in a lower precision (bf16 searches as well as float32 on trained nets; judging states its own)."""
+    """Runs a denoiser in a lower precision (bf16 searches as well as float32 on trained networks)."""
 
     inner: Denoiser
     dtype: str = "bfloat16"

@@ -31,7 +31,7 @@ class VPEps(nn.Module):
     """An ε-predictor on a VP schedule: D = v − s·ε(√ᾱ·v, k·t), with k·t the network's own time.
 
     ``time_scale`` is k (999 for the continuous DDPM++ of Song et al.). With ``discrete`` the network takes the integer
-    index of the nearest step, N·t − 1 (Ho et al., guided-diffusion). Extra output channels (a learned variance) are cut.
+    index of the nearest step, N·t − 1 (Ho et al., guided-diffusion). More output channels (a learned variance) are cut.
     """
 
     def __init__(self, net: nn.Module, schedule: Schedule, time_scale: float = 999.0, discrete: bool = False):

@@ -13,7 +13,7 @@ SLACK = 1e-6
 
 
 class Verified(NamedTuple):
-    """Images inside the threat, their distance [b], their distance once rounded to 8 bits [b], and which were mended."""
+    """Images inside the threat, their distance [b], the same once rounded to 8 bits [b], and which were mended."""
 
     x: Tensor
     distance: Tensor

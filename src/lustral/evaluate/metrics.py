@@ -1,6 +1,6 @@
 """Metrics: folds over stored draws. Nothing here runs a network.
 
-Inputs are logits [n, draws, classes] (float) or their right/wrong table [n, draws] (bool), and labels [n]. Accuracies are
+Inputs are logits [n, draws, classes] or their right/wrong table [n, draws] (bool), and labels [n]. Accuracies are
 means over images of each image's own estimate. Intervals are Wilson's with n = images, the number of independent
 trials: an image's estimate lies in [0, 1], so its variance is at most p(1 − p) and the interval is conservative.
 """
@@ -60,7 +60,9 @@ def _blocks(logits: Tensor, k: int) -> Tensor:
     """Disjoint blocks of k draws, [n, blocks, k, classes]; draws left over are not used."""
     n, draws, classes = logits.shape
     if not 1 <= k <= draws:
-        raise UserError(f"A vote of {k} needs at least {k} judging draws, but {draws} are stored; judge with more draws.")
+        raise UserError(
+            f"A vote of {k} needs at least {k} judging draws, but {draws} are stored; judge with more draws."
+        )
     return logits[:, : draws // k * k].reshape(n, draws // k, k, classes)
 
 

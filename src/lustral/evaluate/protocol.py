@@ -127,7 +127,9 @@ def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict
     }
 
 
-def evaluate(jobs: Sequence[Job], data: Data, key: Key, *, batch: int = 64, done: Done = lambda job: set()) -> Iterator[Chunk]:
+def evaluate(
+    jobs: Sequence[Job], data: Data, key: Key, *, batch: int = 64, done: Done = lambda job: set()
+) -> Iterator[Chunk]:
     """Runs the plan in order, ``batch`` images at a time, leaving out images that ``done`` already holds."""
     _check(jobs)
     for job in jobs:

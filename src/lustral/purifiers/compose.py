@@ -173,7 +173,7 @@ def from_function(function: Callable[..., Tensor], *, steps: int = 1) -> Functio
 
 
 def _arguments(function: Callable) -> list[str]:
-    """What a function is to be given: its arguments without a default, and ``rng``; built-ins do not say and take images."""
+    """What a function is to be given: its arguments without a default, and ``rng``; built-ins get images."""
     try:
         parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     except ValueError:

@@ -22,7 +22,7 @@ TStar = Callable[[Tensor], Tensor]
 
 
 class TableState(NamedTuple):
-    """y in the variance-exploding view, the register m (None if unused), and the samples' own table (None if shared)."""
+    """y in the variance-exploding view, the register m (None if unused), the samples' own table (None if shared)."""
 
     y: Tensor
     register: Tensor | None
@@ -65,8 +65,8 @@ class Diffusion:
         sigma = float(self.schedule.sigma(torch.tensor(float(top), dtype=torch.float64)))
         if sigma > self.denoiser.sigma_max * (1 + 1e-6):
             raise UserError(
-                f"t_star={top:g} means noise sigma={sigma:.3g}, beyond the {self.denoiser.sigma_max:.3g} that this denoiser "
-                "knows; choose a smaller t_star."
+                f"t_star={top:g} means noise sigma={sigma:.3g}, beyond the {self.denoiser.sigma_max:.3g} that this "
+                "denoiser knows; choose a smaller t_star."
             )
 
     @cached_property
@@ -108,7 +108,9 @@ class Diffusion:
             return self._advance(rows[i], sigma, state, rng)
         table = state.table
         sigma = table.sigma[:, i]
-        row = Row(*(column(c[:, i], state.y) for c in (table.a, table.b, table.c, table.pull, table.keep, table.keep_d)))
+        row = Row(
+            *(column(c[:, i], state.y) for c in (table.a, table.b, table.c, table.pull, table.keep, table.keep_d))
+        )
         moving = (row.b != 0).flatten()
         if bool(moving.all()):
             return self._advance(row, sigma, state, rng)

@@ -25,8 +25,8 @@ def diffpure(
 ) -> Purifier:
     """DiffPure (Nie et al. 2022): diffuse to ``t_star``, then reverse with ``solver``.
 
-    Defaults are the reference's: VP with β from 0.1 to 20, t* = 0.1, Euler–Maruyama with dt = 1e-3 (100 steps), output not
-    clamped. ``solver`` is one of sde, ode, ddpm, ddim, heun, one-shot, langevin, or a sampler of your own. ``steps``
+    Defaults are the reference's: VP with β from 0.1 to 20, t* = 0.1, Euler–Maruyama with dt = 1e-3 (100 steps), no
+    clamping. ``solver`` is one of sde, ode, ddpm, ddim, heun, one-shot, langevin, or a sampler of your own. ``steps``
     replaces the step size by a number of equal steps. ``rounds`` purifies several times in a row.
     """
     if isinstance(solver, str):
@@ -65,7 +65,7 @@ def adp(
 
 
 def adp_gated(denoiser: Denoiser, sigma: float = 0.25, *, threshold: float, share: float = 0.2, **options) -> Purifier:
-    """ADP's detection-gated variant: images whose field norm is at most ``threshold`` get only ``share``·sigma of noise.
+    """ADP's detection-gated variant: images with a field norm up to ``threshold`` get ``share``·sigma of noise.
 
     The norm is taken on the raw input. ``options`` are those of ``adp``.
     """

@@ -57,7 +57,7 @@ def system(name: str, how: Purification, judge: Classification, micro_batch: int
         denoiser, other = weights.load(how.denoiser, "denoiser")
         if about.image[0] != other.image[0]:
             raise UserError(
-                f"{judge.classifier} takes {about.image[0]}-channel images but {how.denoiser} cleans {other.image[0]}-channel "
+                f"{judge.classifier} takes {about.image[0]}-channel images, {how.denoiser} cleans {other.image[0]}-channel "
                 "ones; choose a pair for the same images."
             )
         clean = purifier(how, meter.watch(fix(denoiser)))

@@ -111,7 +111,7 @@ def evaluate(
     out: Path,
     data: str = "digits",
     images: int = 64,
-    stages: list[StageName] = ["clean", "null", "blind", "bpda", "exact", "fixed"],  # noqa: B006
+    stages: list[StageName] = ["clean", "null", "blind", "bpda", "exact", "fixed"],
     purification: Purification = Purification(steps=10),
     classification: Classification = Classification(),
     threat: ThreatModel = ThreatModel(),
@@ -205,7 +205,9 @@ def main(args: list[str] | None = None) -> int:
         print(f"lustral: {' '.join(str(e).split())} (--help lists the options of a command)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lustral: interrupted; what was finished is kept, and the same command goes on from there.", file=sys.stderr)
+        print(
+            "lustral: interrupted; what was finished is kept, and the same command goes on from there.", file=sys.stderr
+        )
         return 130
     return 0
 

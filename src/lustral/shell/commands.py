@@ -35,7 +35,10 @@ def purify(source: Path, target: Path, how: Purification, seed: int | None, batc
             found = pictures.read(path, about.image[0])
             _fits(found.x, about, path)
             ids = torch.arange(first, first + len(found.x))
-            parts = [kernel.purify(purifier, found.x[i : i + batch], key.rng(ids[i : i + batch])) for i in range(0, len(ids), batch)]
+            parts = [
+                kernel.purify(purifier, found.x[i : i + batch], key.rng(ids[i : i + batch]))
+                for i in range(0, len(ids), batch)
+            ]
             pictures.write(found, torch.cat(parts) if parts else found.x, out)
             first += len(ids)
             bar.advance(task)
@@ -46,7 +49,9 @@ def _fits(x: torch.Tensor, about: weights.Card, path: Path) -> None:
     if x.shape[1] != about.image[0]:
         raise UserError(f"{path} has {x.shape[1]} channels, but {about.name} cleans images with {about.image[0]}.")
     if x.shape[2] % 2 or x.shape[3] % 2:
-        raise UserError(f"{path} is {x.shape[2]}×{x.shape[3]} pixels; {about.name} needs even sides, so pad or resize it.")
+        raise UserError(
+            f"{path} is {x.shape[2]}×{x.shape[3]} pixels; {about.name} needs even sides, so pad or resize it."
+        )
 
 
 def _take(data: str, images: int) -> Data:
@@ -80,7 +85,9 @@ def attack(
     """Attacks, writes the candidates, and says how many of the judge's draws they fool."""
     build.prepare(resources)
     if out.suffix != ".npz":
-        raise UserError(f"Adversarial images are written as .npz; name the output so, for example {out.with_suffix('.npz')}.")
+        raise UserError(
+            f"Adversarial images are written as .npz; name the output so, for example {out.with_suffix('.npz')}."
+        )
     system = build.system("attacked", purification, classification)
     chosen = _take(data, images)
     _check(chosen, classification.classifier, system)
@@ -128,7 +135,12 @@ def evaluate(
             title=f"{name} on {data}",
             command=command(),
             seed=seed,
-            data={"name": data, "split": "test", "images": len(chosen.ids), "sha256": ledger.spec()["data"]["x"]["sha256"]},
+            data={
+                "name": data,
+                "split": "test",
+                "images": len(chosen.ids),
+                "sha256": ledger.spec()["data"]["x"]["sha256"],
+            },
             threat={"norm": threat.norm, "eps": threat.eps, "why": ""},
         )
         found["seconds"] = round(sum(row["seconds"] for row in found["rows"]), 1)

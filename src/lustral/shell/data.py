@@ -43,7 +43,9 @@ def _digits(split: str) -> Data:
 def _npz(path: Path) -> Data:
     arrays = read_arrays(path)
     if "x" not in arrays or "y" not in arrays:
-        raise UserError(f"{path} must hold arrays x (images) and y (labels) but holds {', '.join(arrays) or 'nothing'}.")
+        raise UserError(
+            f"{path} must hold arrays x (images) and y (labels) but holds {', '.join(arrays) or 'nothing'}."
+        )
     x, y = as_images(arrays["x"], str(path)), arrays["y"]
     if not len(x):
         raise UserError(f"{path} holds no images; save at least one.")
@@ -68,7 +70,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 raise
             raise UserError(f"{path} is damaged or no {path.suffix} file; write it again with numpy.") from e
         except Exception as e:
-            raise UserError(f"{path} is damaged, or holds pickled objects, which are never loaded; save plain arrays.") from e
+            raise UserError(
+                f"{path} is damaged, or holds pickled objects, which are never loaded; save plain arrays."
+            ) from e
 
 
 def as_images(array: np.ndarray, name: str) -> torch.Tensor:
@@ -83,5 +87,7 @@ def as_images(array: np.ndarray, name: str) -> torch.Tensor:
     elif x.dim() == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.permute(0, 3, 1, 2).contiguous()
     if x.dim() != 4 or x.shape[1] not in (1, 3):
-        raise UserError(f"{name} must be [n, h, w], [n, c, h, w] or [n, h, w, c] with 1 or 3 channels, not {array.shape}.")
+        raise UserError(
+            f"{name} must be [n, h, w], [n, c, h, w] or [n, h, w, c] with 1 or 3 channels, not {array.shape}."
+        )
     return check.images(x, name).clamp(0, 1)

@@ -44,7 +44,9 @@ def saying(path: Path, verb: str) -> Iterator[None]:
     except PermissionError as e:
         raise UserError(f"Cannot {verb} {path}: permission denied; choose another place or change its rights.") from e
     except (IsADirectoryError, NotADirectoryError, FileExistsError) as e:
-        raise UserError(f"Cannot {verb} {path}: a folder and a file are mixed up on the way there; check the path.") from e
+        raise UserError(
+            f"Cannot {verb} {path}: a folder and a file are mixed up on the way there; check the path."
+        ) from e
     except OSError as e:
         reason = (e.strerror or str(e)).lower()
         raise UserError(f"Cannot {verb} {path}: {reason}; free some space or choose another place.") from e

@@ -1,4 +1,4 @@
-"""The ledger: one SQLite file per run, a row per draw. Written a chunk at a time, so a kill at any byte loses a chunk."""
+"""The ledger: one SQLite file per run, a row per draw, a transaction per chunk, so a kill loses one chunk at most."""
 
 import hashlib
 import json
@@ -27,7 +27,8 @@ CREATE TABLE IF NOT EXISTS candidates (
 CREATE TABLE IF NOT EXISTS draws (
     system TEXT, stage TEXT, image INTEGER, draw INTEGER, label INTEGER, margin REAL, logits BLOB,
     PRIMARY KEY (system, stage, image, draw)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS costs (system TEXT, stage TEXT, images INTEGER, seconds REAL, forward INTEGER, backward INTEGER);
+CREATE TABLE IF NOT EXISTS costs (
+    system TEXT, stage TEXT, images INTEGER, seconds REAL, forward INTEGER, backward INTEGER);
 """
 RESULTS = {
     "candidates": "system, stage, image, label, distance, distance_8bit, repaired, loss, looks, shape, x",
@@ -87,9 +88,19 @@ class Ledger:
         try:
             yield
         except sqlite3.OperationalError as e:
-            raise UserError(f"Cannot use the ledger {self.path}: {e}; is the folder writable, and the disk not full?") from e
+            raise UserError(
+                f"Cannot use the ledger {self.path}: {e}; is the folder writable, and the disk not full?"
+            ) from e
+        except sqlite3.IntegrityError as e:
+            raise UserError(
+                f"{self.path} is being filled by another process too; let that finish, then run again."
+            ) from e
         except sqlite3.DatabaseError as e:
             raise UserError(f"{self.path} is no ledger or is damaged ({e}); move it away and run again.") from e
+
+    def _rows(self, query: str, *values: str) -> list[tuple]:
+        with self._saying():
+            return self._db.execute(query, values).fetchall()
 
     def close(self) -> None:
         self._db.close()
@@ -102,14 +113,14 @@ class Ledger:
 
     def spec(self) -> dict:
         """What this run is."""
-        row = self._db.execute("SELECT spec FROM run").fetchone()
-        if row is None:
+        rows = self._rows("SELECT spec FROM run")
+        if not rows:
             raise UserError(f"{self.path} holds no run; start one with `lustral evaluate`.")
-        return json.loads(row[0])
+        return json.loads(rows[0][0])
 
     def done(self, system: str, stage: str) -> set[int]:
         """The images that are finished."""
-        rows = self._db.execute("SELECT image FROM candidates WHERE system = ? AND stage = ?", (system, stage))
+        rows = self._rows("SELECT image FROM candidates WHERE system = ? AND stage = ?", system, stage)
         return {image for (image,) in rows}
 
     def write(self, chunk: Chunk) -> None:
@@ -117,7 +128,15 @@ class Ledger:
         system, stage = chunk.job.system.name, chunk.job.stage.name
         shape = json.dumps(list(chunk.x.shape[1:]))
         labels, margin = chunk.logits.argmax(dim=-1).tolist(), margins(chunk.logits, chunk.y).tolist()
-        columns = (chunk.ids, chunk.y, chunk.distance, chunk.distance_8bit, chunk.repaired.int(), chunk.loss, chunk.looks)
+        columns = (
+            chunk.ids,
+            chunk.y,
+            chunk.distance,
+            chunk.distance_8bit,
+            chunk.repaired.int(),
+            chunk.loss,
+            chunk.looks,
+        )
         candidates = [
             (system, stage, *values, shape, zlib.compress(_bytes(x)))
             for values, x in zip(zip(*(c.tolist() for c in columns), strict=True), chunk.x, strict=True)
@@ -137,10 +156,8 @@ class Ledger:
     def outcomes(self, system: str, stage: str) -> Outcomes:
         """Everything stored about one (system, stage)."""
         where = "WHERE system = ? AND stage = ? ORDER BY image"
-        rows = self._db.execute(
-            f"SELECT image, label, distance, repaired, shape, x FROM candidates {where}", (system, stage)
-        ).fetchall()
-        draws = self._db.execute(f"SELECT logits FROM draws {where}, draw", (system, stage)).fetchall()
+        rows = self._rows(f"SELECT image, label, distance, repaired, shape, x FROM candidates {where}", system, stage)
+        draws = self._rows(f"SELECT logits FROM draws {where}, draw", system, stage)
         if not rows:
             raise UserError(f"The ledger holds nothing for system {system!r} and stage {stage!r}.")
         ids, y, distance, repaired, shape, x = zip(*rows, strict=True)
@@ -158,19 +175,17 @@ class Ledger:
     def cost(self, system: str, stage: str) -> Cost:
         """What one (system, stage) has cost so far."""
         query = "SELECT TOTAL(seconds), TOTAL(forward), TOTAL(backward) FROM costs WHERE system = ? AND stage = ?"
-        seconds, forward, backward = self._db.execute(query, (system, stage)).fetchone()
+        seconds, forward, backward = self._rows(query, system, stage)[0]
         return Cost(seconds, int(forward), int(backward))
 
     def digest(self) -> str:
         """A hash of the run's identity and of all its results, in a fixed order; costs are not part of it."""
         h = hashlib.sha256(digest(self.spec()).encode())
         for table, columns in RESULTS.items():
-            for row in self._db.execute(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4"):
+            for row in self._rows(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4"):
                 h.update(repr(row).encode())
         return h.hexdigest()[:32]
 
 
 def _bytes(t: Tensor) -> bytes:
     return t.detach().cpu().contiguous().numpy().astype("<f4").tobytes()
-
-

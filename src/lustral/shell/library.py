@@ -13,10 +13,10 @@ def data(name: str, split: str = "test") -> Data:
 
 
 def classifier(name: str) -> nn.Module:
-    """A frozen classifier (images in [0, 1] → logits): a name from ``lustral list`` or a .safetensors file with its card."""
+    """A frozen classifier (images in [0, 1] → logits): a name from ``lustral list``, or a file with its card."""
     return weights.load(name, "classifier")[0]
 
 
 def denoiser(name: str) -> nn.Module:
-    """A frozen denoiser D(x, sigma): a name from ``lustral list`` or a .safetensors file with its card."""
+    """A frozen denoiser D(x, sigma): a name from ``lustral list`` or a file with its card."""
     return weights.load(name, "denoiser")[0]

@@ -46,11 +46,15 @@ def read(path: Path, channels: int) -> Source:
     if path.suffix.lower() in ARRAYS:
         arrays = read_arrays(path)
         if "x" not in arrays:
-            raise UserError(f"{path} must hold its images in an array named x, but holds {', '.join(arrays) or 'nothing'}.")
+            raise UserError(
+                f"{path} must hold its images in an array named x, but holds {', '.join(arrays) or 'nothing'}."
+            )
         return Source(as_images(arrays["x"], str(path)), path, arrays)
     with saying(path, "read"):
         try:
             with Image.open(path) as picture:
+                if picture.mode[0] in "IF":  # which Pillow would cut off at 255 instead of scaling
+                    raise UserError(f"{path} has more than 8 bits a channel; save it with 8, or as an array of floats.")
                 pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
         except (UnidentifiedImageError, SyntaxError) as e:
             raise UserError(f"{path} is damaged or no picture; check the file.") from e
@@ -100,5 +104,7 @@ def pairs(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
         return
     single = target / source.name if target.is_dir() else target
     if single.suffix.lower() != source.suffix.lower():
-        raise UserError(f"Lustral writes the format that it reads: name the output {single.with_suffix(source.suffix).name}.")
+        raise UserError(
+            f"Lustral writes the format that it reads: name the output {single.with_suffix(source.suffix).name}."
+        )
     yield source, single

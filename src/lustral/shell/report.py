@@ -58,23 +58,17 @@ FRAMES = 10
 
 
 class Look(NamedTuple):
-    """How a system appears everywhere on the page: its number selects the colour variable and the shape."""
+    """How a system appears everywhere on the page: its colour variable, and its shape for matplotlib and as a path."""
 
     name: str
     label: str
-    number: int
+    hue: int
+    marker: str
+    shape: str
 
     @property
     def colour(self) -> str:
-        return f"#0002{self.number:02x}"
-
-    @property
-    def marker(self) -> str:
-        return SHAPES[self.number][0]
-
-    @property
-    def shape(self) -> str:
-        return SHAPES[self.number][1]
+        return f"#0002{self.hue:02x}"
 
 
 class Line(NamedTuple):
@@ -110,8 +104,7 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
     [k, 3] (``/said``: on clean, attacked, purified), frames [n, c, h, w] (``/trajectory``) and their rms distances to
     the clean image [n] (``/trajectory_norm``); ``y`` [k] has the true labels.
     """
-    rows = results.get("rows") or []
-    looks = _looks(rows, results, pictures)
+    rows, looks = results.get("rows") or [], _looks(results, pictures)
     main = {(row["system"], row["stage"]): row for row in rows if row.get("group", "main") == "main"}
     pictures = {name: np.asarray(array) for name, array in pictures.items()}
     gain = _gain(looks.values(), pictures)
@@ -150,7 +143,7 @@ def _percent(value: float | None, images: int | None = None, sign: str = " %") -
     """0.714 → '71 %'; a decimal more for above 100 images, and where rounding would turn nearly all into all."""
     if not isinstance(value, int | float):
         return DASH
-    value, digits = round(value, 6), 1 if (images or 0) > 100 else 0
+    value, digits = round(value, 6), int((images or 0) > 100)
     while 0 < value < 1 and digits < 3 and round(100 * value, digits) in (0, 100):
         digits += 1
     return f"{100 * value:.{0 if value in (0, 1) else digits}f}{sign}"
@@ -191,14 +184,15 @@ def _claim(check: dict) -> str:
 # What is on the page
 
 
-def _looks(rows: list[dict], results: dict, pictures: dict) -> dict[str, Look]:
+def _looks(results: dict, pictures: dict) -> dict[str, Look]:
     """Every system of the rows, checks and pictures, in the order of appearance."""
-    names = [row["system"] for row in rows] + [check["system"] for check in results.get("ordering") or []]
+    names = [item["system"] for kind in ("rows", "ordering") for item in results.get(kind) or []]
     names += [test[side] for test in results.get("paired") or [] for side in "ab"]
     names = list(dict.fromkeys([*names, *(name.rsplit("/", 1)[0] for name in pictures if "/" in name)]))
-    defended = [name for name in names if name != UNDEFENDED]
-    numbers = {name: 1 + i % (len(SHAPES) - 1) for i, name in enumerate(defended)} | {UNDEFENDED: 0}
-    return {name: Look(name, LABELS.get(name, name), numbers[name]) for name in names}
+    defended, n = [name for name in names if name != UNDEFENDED], len(SHAPES) - 1
+    # Every further n systems get the same colours with other shapes.
+    places = {name: (1 + i % n, 1 + (i + i // n) % n) for i, name in enumerate(defended)} | {UNDEFENDED: (0, 0)}
+    return {name: Look(name, LABELS.get(name, name), places[name][0], *SHAPES[places[name][1]]) for name in names}
 
 
 def _stages(main: dict) -> list[str]:
@@ -258,7 +252,13 @@ def _accuracy_axis(axes) -> None:
 
 def _mark(axes, look: Look, xs: Sequence[float], ys: Sequence[float], hollow: bool = False, **style) -> None:
     face, edge, width = (PAPER, look.colour, 1.2) if hollow else (look.colour, PAPER, 0.8)
-    style = {"color": look.colour, "marker": look.marker, "markersize": 7, "linewidth": 1.8, "zorder": 3} | style
+    style = {
+        "color": look.colour,
+        "marker": look.marker,
+        "markersize": 7,
+        "linewidth": 1.8,
+        "zorder": 3,
+    } | style
     axes.plot(xs, ys, markerfacecolor=face, markeredgecolor=edge, markeredgewidth=width, **style)
 
 
@@ -302,7 +302,7 @@ def _eps_plot(rows: list[dict], main: dict, looks: dict[str, Look], threat: dict
         if exact and exact.get("eps") is not None:
             ends[exact["eps"]] = exact
         if own:
-            lines.append(Line(look, "exact", sorted((ends | own).items(), key=lambda point: point[0])))
+            lines.append(Line(look, "exact", sorted((own | ends).items(), key=lambda point: point[0])))
 
     def draw(axes) -> None:
         _accuracy_axis(axes)
@@ -331,8 +331,8 @@ def _time_plot(rows: list[dict], looks: dict[str, Look]) -> Plot | None:
 
 
 def _norm_plot(looks: dict[str, Look], pictures: dict[str, np.ndarray]) -> Plot | None:
-    norms = {look: pictures.get(f"{name}/trajectory_norm", np.empty(0)).ravel() for name, look in looks.items()}
-    norms = {look: norm for look, norm in norms.items() if norm.size}
+    found = {look: pictures.get(f"{name}/trajectory_norm") for name, look in looks.items()}
+    norms = {look: norm for look, norm in found.items() if norm is not None and norm.size}
     lines = [Line(look, "", [(i, float(norm[i])) for i in (0, norm.size - 1)]) for look, norm in norms.items()]
 
     def draw(axes) -> None:
@@ -373,7 +373,7 @@ def _gain(looks: Iterable[Look], pictures: dict[str, np.ndarray]) -> float:
 def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float) -> dict | None:
     """One system's pictures: a row per image of clean, attacked, amplified change and purified."""
     clean, attacked, purified = (pictures.get(f"{look.name}/{kind}") for kind in ("clean", "attacked", "purified"))
-    if attacked is not None and purified is not None and np.array_equal(attacked, purified):
+    if attacked is not None and np.array_equal(attacked, purified):
         purified = None  # nothing purifies here
     change = 0.5 + gain * (attacked - clean) if clean is not None and attacked is not None else None
     columns = {"clean": clean, "attacked": attacked, f"change ×{gain:g}": change, "purified": purified}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from .files import replacing, write_text
 from .ledger import Ledger, Outcomes
 from .report import render
 from .terminal import progress, versions
+
 
 def work(job: Job) -> int:
     """Network rows that one image of a job may cost, forward and backward, for the estimate of the time left."""
@@ -135,13 +137,13 @@ def results(ledger: Ledger, jobs: Sequence[Job], **facts) -> dict:
 
 
 NOTES = [
-    "Accuracy is that of the deployed rule (the vote) on noise that the attack never saw, except in the fixed-noise stage, "
-    "where attacker and defence share one noise.",
-    "Intervals are Wilson's 95 % with n = images, the independent trials; they are conservative because every image's own "
-    "estimate is an average over its draws.",
+    "Accuracy is that of the deployed rule (the vote) on noise that the attack never saw, except in the fixed-noise "
+    "stage, where attacker and defence share one noise.",
+    "Intervals are Wilson's 95 % with n = images, the independent trials; they are conservative because every image's "
+    "own estimate is an average over its draws.",
     "The null control looks at the defence as often as the attack does, with random-sign perturbations of full size "
     "instead of gradients; the worst of its looks is judged like any other candidate.",
-    "Forward and backward count the rows that pass through the purifier's network (the classifier where there is none), "
+    "Forward and backward count the rows through the purifier's network (the classifier where there is none), "
     "recomputation included.",
 ]
 
@@ -154,7 +156,7 @@ def ordering(rows: Sequence[dict]) -> list[dict]:
         for names in (("blind", "bpda", "exact"), ("exact", "fixed"), ("null", "exact")):
             if all(name in value for name in names):
                 values = [value[name] for name in names]
-                holds = all(a >= b for a, b in zip(values, values[1:], strict=False))
+                holds = all(a >= b for a, b in pairwise(values))
                 claims.append({"system": system, "claim": " ≥ ".join(names), "values": values, "holds": holds})
     return claims
 
@@ -167,13 +169,11 @@ def paired(ledger: Ledger, jobs: Sequence[Job]) -> list[dict]:
         found = ledger.outcomes(name, "exact")
         right[name] = found.ids, metrics.mostly_right(metrics.right(found.logits, found.y))
     pairs = [(a, b) for i, a in enumerate(systems) for b in systems[i + 1 :] if torch.equal(right[a][0], right[b][0])]
-    return [
-        {"a": a, "b": b, "stage": "exact", **metrics.mcnemar(right[a][1], right[b][1])._asdict()} for a, b in pairs
-    ]
+    return [{"a": a, "b": b, "stage": "exact", **metrics.mcnemar(right[a][1], right[b][1])._asdict()} for a, b in pairs]
 
 
 def pictures(ledger: Ledger, jobs: Sequence[Job], data: Data, key: Key, count: int = 8) -> dict[str, np.ndarray]:
-    """Images for people: clean, attacked and purified, what the classifier said of each, and one purification as a film."""
+    """Images for people: clean, attacked and purified, what the classifier said of each, one purification as a film."""
     shown = data[: min(count, *(job.images for job in jobs))]
     out = {"y": shown.y.numpy()}
     for job in jobs:
@@ -212,7 +212,9 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """What ``publish`` wrote, without the page."""
     place = folder / "results.json"
     if not place.exists():
-        raise UserError(f"There are no results in {folder}; a finished `lustral evaluate` or `lustral demo` leaves them there.")
+        raise UserError(
+            f"There are no results in {folder}; a finished `lustral evaluate` or `lustral demo` leaves them there."
+        )
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
     except ValueError as e:

@@ -18,7 +18,8 @@ out = Console() if Console().is_terminal else Console(width=120)
 def table(found: dict) -> None:
     """The results of a run."""
     threat = found["threat"]
-    title = f"{found['title']}: {threat['norm']} eps = {threat['eps']:g}, {found['data']['images']} images, seed {found['seed']}"
+    images = found["data"]["images"]
+    title = f"{found['title']}: {threat['norm']} eps = {threat['eps']:g}, {images} images, seed {found['seed']}"
     sheet = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("system", "stage"):
         sheet.add_column(name, no_wrap=True)
@@ -30,7 +31,9 @@ def table(found: dict) -> None:
     out.print(sheet)
     for claim in found["ordering"]:
         values = ", ".join(f"{value:.1%}" for value in claim["values"])
-        out.print(f"{'holds' if claim['holds'] else 'FAILS'}: {claim['system']}: {claim['claim']} ({values})", highlight=False)
+        out.print(
+            f"{'holds' if claim['holds'] else 'FAILS'}: {claim['system']}: {claim['claim']} ({values})", highlight=False
+        )
 
 
 def _cells(row: dict) -> list[str]:
@@ -38,7 +41,16 @@ def _cells(row: dict) -> list[str]:
     counts = str(row["draws"]), str(row["eot"] or "—"), str(row["looks"])
     rows = f"{row['forward']:,}", f"{row['backward']:,}"
     interval = f"{row['low']:.0%}–{row['high']:.0%}"
-    return [row["system"], row["stage"], f"{row['accuracy']:.1%}", interval, null, *counts, f"{row['seconds']:.1f}", *rows]
+    return [
+        row["system"],
+        row["stage"],
+        f"{row['accuracy']:.1%}",
+        interval,
+        null,
+        *counts,
+        f"{row['seconds']:.1f}",
+        *rows,
+    ]
 
 
 def places(folder: Path) -> None:

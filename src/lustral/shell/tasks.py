@@ -30,7 +30,7 @@ def _classifier(train_set: Data, width: int) -> tuple[dict, Objective]:
 
 def _denoiser(train_set: Data, width: int) -> tuple[dict, Objective]:
     spread = round(float(train_set.x.std()), 4)
-    net = {"type": "UNet", "channels": train_set.x.shape[1], "width": width, "mult": [1, 2], "blocks": 1}
+    net = {"type": "UNet", "channels": train_set.x.shape[1], "width": width, "mult": [1, 2], "blocks": 1, "patch": 2}
     objective = DenoisingEDM(sigma_min=0.01, sigma_max=1.0, sigma_data=spread)
     limits = {"sigma_min": objective.sigma_min, "sigma_max": objective.sigma_max}
     return {"type": "EDM", "net": net, "sigma_data": spread, **limits}, objective
@@ -60,7 +60,9 @@ def run(task: str, out: Path, data: str, width: int | None, recipe: Recipe) -> w
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     if out.suffix != ".safetensors":
-        raise UserError(f"Trained weights are .safetensors files; name the output so, for example {out.with_suffix('.safetensors')}.")
+        raise UserError(
+            f"Weights are .safetensors files; name the output so, for example {out.with_suffix('.safetensors')}."
+        )
     width = WIDTHS[task] if width is None else width
     if width < 2 or width % 2:
         raise UserError(f"width must be an even number from 2, not {width}.")
@@ -90,7 +92,9 @@ def run(task: str, out: Path, data: str, width: int | None, recipe: Recipe) -> w
 def _fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, checkpoint: Path, identity: dict) -> None:
     resume = weights.load_checkpoint(checkpoint) if checkpoint.exists() else None
     if resume is not None and resume["identity"] != identity:
-        raise UserError(f"{checkpoint} belongs to another training run; finish that one, delete it, or choose another output.")
+        raise UserError(
+            f"{checkpoint} belongs to another training run; finish that one, delete it, or choose another output."
+        )
     saved = time.monotonic()
     with progress() as bar:
         task = bar.add_task("training", total=recipe.steps, completed=resume["step"] if resume else 0)

@@ -63,14 +63,22 @@ class Log:
         self._said = time.monotonic()
         spent, fresh = self._said - self._started, self.completed - self._first
         left = f"{spent * (self.total - self.completed) / fresh:.0f} s left" if fresh > 0 else "time left unknown"
-        console.print(f"{self.completed / max(self.total, 1):4.0%} {self.description}, {spent:.0f} s, {left}", highlight=False)
+        console.print(
+            f"{self.completed / max(self.total, 1):4.0%} {self.description}, {spent:.0f} s, {left}", highlight=False
+        )
 
 
 def progress() -> Progress | Log:
     """The one progress display, with an estimate of the time left: a bar in a terminal, lines elsewhere."""
     if not console.is_terminal:
         return Log()
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, refresh_per_second=2)
 
 

@@ -96,7 +96,10 @@ def card(path: Path) -> Card:
     with saying(place, "read"):
         text = place.read_bytes()
     try:
-        return Card(**json.loads(text))
+        found = Card(**json.loads(text))
+        if not (isinstance(found.architecture, dict) and isinstance(found.image, list) and len(found.image) == 3):
+            raise TypeError("architecture must be an object, and image a list of three")
+        return found
     except (ValueError, TypeError) as e:
         raise UserError(f"{place} is no card of this version of Lustral ({e}); train again or mend it.") from e
 
@@ -112,7 +115,9 @@ def load(name: str, kind: str) -> tuple[nn.Module, Card]:
     with saying(path, "read"):
         found = _sha256(path)
     if found != about.sha256:
-        raise UserError(f"{path} is damaged or was changed: its sha256 is {found[:12]}…, its card says {about.sha256[:12]}….")
+        raise UserError(
+            f"{path} is damaged or was changed: its sha256 is {found[:12]}…, its card says {about.sha256[:12]}…."
+        )
     try:
         state = load_file(path)
         model = build(about.architecture)

@@ -34,8 +34,8 @@ class CrossEntropy:
 class DenoisingEDM:
     """Denoising score matching with EDM's weights (Karras et al. 2022, table 1), sigma log-uniform in a range.
 
-    λ(s)·|D(x + sigma·z, sigma) − x|² with λ = (s² + d²)/(s·d)², s and d (the data's spread) on [-1, 1]. A purifier needs
-    no noise beyond its t*, so the range may be truncated there.
+    λ(s)·|D(x + sigma·z, sigma) − x|² with λ = (s² + d²)/(s·d)², s and d (the data's spread) on [-1, 1]. A purifier
+    needs no noise beyond its t*, so the range may be truncated there.
     """
 
     sigma_min: float = 0.005

@@ -57,9 +57,10 @@ def _groups(channels: int) -> int:
 
 
 class UNet(nn.Module):
-    """``net(x [b, channels, h, w], conditioning [b]) -> [b, channels, h, w]``; h and w divisible by 2^(levels − 1).
+    """``net(x [b, channels, h, w], conditioning [b]) -> [b, channels, h, w]``, h and w multiples of patch·2^(levels-1).
 
-    ``mult`` gives the width of each level as a multiple of ``width``; ``attention`` lists the levels that attend.
+    ``mult`` gives the width of each level as a multiple of ``width``; ``attention`` lists the levels that attend. The
+    network works on ``patch`` × ``patch`` pixels at a time, folded into channels, which divides its cost by patch².
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class UNet(nn.Module):
         mult: tuple[int, ...] = (1, 2, 2),
         blocks: int = 2,
         attention: tuple[int, ...] = (),
+        patch: int = 1,
     ):
         super().__init__()
         emb = 4 * width
         self.width = width
         self.embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
-        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
+        self.first = nn.Conv2d(channels * patch**2, width, 3, padding=1)
         widths = [width * m for m in mult]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         current, skips = width, [width]
@@ -93,13 +96,14 @@ class UNet(nn.Module):
                 current = w
             if level:
                 self.up.append(nn.Upsample(scale_factor=2, mode="nearest"))
-        self.last = nn.Sequential(nn.GroupNorm(_groups(current), current), nn.SiLU(), nn.Conv2d(current, channels, 3, padding=1))
+        outputs = nn.Conv2d(current, channels * patch**2, 3, padding=1)
+        self.last = nn.Sequential(nn.GroupNorm(_groups(current), current), nn.SiLU(), outputs)
         nn.init.zeros_(self.last[-1].weight)
         nn.init.zeros_(self.last[-1].bias)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         emb = self.embed(embedding(conditioning, self.width))
-        h = self.first(x)
+        h = self.first(self.fold(x))
         skips = [h]
         for layer in self.down:
             h = layer(h, emb) if isinstance(layer, Block) else layer(h)
@@ -107,4 +111,4 @@ class UNet(nn.Module):
         h = self.middle(h, emb)
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(layer, Block) else layer(h)
-        return self.last(h)
+        return self.unfold(self.last(h))

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from components import SHAPE, images, net_denoiser
+from torch import Tensor, nn
+
+from lustral.attacks.gradients import Gradient, KnownNoise, blind, bpda, exact, surrogate
+from lustral.attacks.losses import cross_entropy
+from lustral.core.adjoint import Direct, Skip
+from lustral.core.errors import UserError
+from lustral.core.kernel import purify
+from lustral.core.noise import Key
+from lustral.core.vote import MeanLogits
+from lustral.defence import Defence
+from lustral.purifiers.presets import diffpure
+
+KEY = Key(5)
+Y = torch.tensor([0, 1, 2, 0])
+
+
+def classifier(x: Tensor) -> Tensor:
+    weights = Key(2).rng(3).normal(torch.empty(3, *SHAPE)).flatten(1)
+    return torch.tanh(x.flatten(1) @ weights.T)
+
+
+def purifier(steps: int = 2):
+    return diffpure(net_denoiser(), 0.1, "sde", steps=steps)
+
+
+def victim(**options) -> Defence:
+    return Defence(classifier, purifier(), **options)
+
+
+def gradient_of(model, x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(cross_entropy(model(leaf), Y).sum(), leaf)
+    return grad
+
+
+@pytest.mark.parametrize("kind", [exact, bpda], ids=["exact", "bpda"])
+def test_eot_is_the_mean_of_single_draws_at_their_addresses(kind):
+    x = images(4)
+    many = kind(3)(victim(), x, Y, cross_entropy, KEY.rng(4))
+    single = [kind(1)(victim(), x, Y, cross_entropy, KEY.rng(4, draw)) for draw in range(3)]
+    assert torch.allclose(many.grad, torch.stack([s.grad for s in single]).mean(dim=0), atol=1e-6)
+    assert torch.allclose(many.loss, torch.stack([s.loss for s in single]).mean(dim=0), atol=1e-6)
+    assert torch.allclose(many.wrong, torch.stack([s.wrong for s in single]).mean(dim=0))
+    assert not torch.allclose(single[0].grad, single[1].grad, atol=1e-3)
+
+
+def test_a_batch_gives_every_image_the_gradient_that_it_has_alone():
+    x = images(4)
+    together = exact(2)(victim(), x, Y, cross_entropy, KEY.rng(4))
+    for i in range(4):
+        alone = exact(2)(victim(), x[i : i + 1], Y[i : i + 1], cross_entropy, KEY.rng(torch.tensor([i])))
+        assert torch.allclose(together.grad[i], alone.grad[0], atol=1e-6)
+        assert torch.allclose(together.loss[i], alone.loss[0], atol=1e-6)
+
+
+def test_exact_is_the_derivative_of_what_runs():
+    x, rng = images(4), KEY.rng(4)
+    expected = gradient_of(lambda v: classifier(purify(purifier(), v, rng.fold("purify"), adjoint=Direct())), x)
+    assert torch.allclose(exact()(victim(), x, Y, cross_entropy, rng).grad, expected, atol=1e-7)
+
+
+def test_exact_agrees_with_finite_differences(mixture):
+    x, rng = images(4, dtype=torch.float64), KEY.rng(4)
+    defence = Defence(lambda v: v.flatten(1)[:, :3] ** 2, diffpure(mixture, 0.1, "ode", steps=2))
+    direction = Key(8).rng(4).normal(x)
+    look = exact()(defence, x, Y, cross_entropy, rng)
+    step = 1e-5
+    ends = [exact().look(defence, x + s * step * direction, Y, cross_entropy, rng).loss for s in (1, -1)]
+    slope = (ends[0] - ends[1]) / (2 * step)
+    assert torch.allclose((look.grad * direction).flatten(1).sum(dim=1), slope, rtol=1e-6, atol=1e-9)
+
+
+def test_bpda_is_the_classifiers_gradient_at_the_purified_image():
+    x, rng = images(4), KEY.rng(4)
+    clean = purify(purifier(), x, rng.fold("purify"))
+    look = bpda()(victim(), x, Y, cross_entropy, rng)
+    assert torch.allclose(look.grad, gradient_of(classifier, clean), atol=1e-6)
+    assert torch.allclose(look.loss, cross_entropy(classifier(clean), Y), atol=1e-6)
+
+
+def test_blind_is_the_classifiers_gradient_at_the_image():
+    x = images(4)
+    assert torch.equal(blind()(victim(), x, Y, cross_entropy, KEY.rng(4)).grad, gradient_of(classifier, x))
+
+
+def test_surrogate_is_the_exact_gradient_of_the_other_purifier():
+    x, rng = images(4), KEY.rng(4)
+    other = Defence(classifier, purifier(steps=1))
+    look = surrogate(purifier(steps=1))(victim(), x, Y, cross_entropy, rng)
+    expected = exact()(other, x, Y, cross_entropy, rng)
+    assert torch.equal(look.grad, expected.grad)
+    assert torch.equal(look.loss, expected.loss)
+
+
+def test_the_gradient_goes_through_the_vote():
+    x, rng = images(4), KEY.rng(4)
+    voting = victim(vote=MeanLogits(3))
+    look = exact()(voting, x, Y, cross_entropy, rng)
+    assert torch.allclose(look.grad, gradient_of(lambda v: voting.logits(v, rng, Direct()), x), atol=1e-6)
+
+
+def test_a_look_without_a_gradient_sees_the_same():
+    x, rng = images(4), KEY.rng(4)
+    with_gradient, without = (f(victim(), x, Y, cross_entropy, rng) for f in (exact(2), exact(2).look))
+    assert without.grad is None
+    assert torch.equal(with_gradient.loss, without.loss)
+    assert torch.equal(with_gradient.wrong, without.wrong)
+
+
+def test_wrong_is_the_share_of_wrong_draws():
+    class ByDraw:
+        def logits(self, x, rng, adjoint=None):
+            return nn.functional.one_hot((rng.draws >= 1).long(), 2).float() + 0 * x.mean()
+
+    look = Gradient(Skip(), 4).look(ByDraw(), images(2), torch.tensor([0, 1]), cross_entropy, KEY.rng(2))
+    assert look.wrong.tolist() == [0.75, 0.25]
+
+
+def test_the_image_and_the_networks_are_left_as_they_were():
+    x = images(4)
+    before = x.clone()
+    exact()(victim(), x, Y, cross_entropy, KEY.rng(4))
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+    assert all(p.grad is None for p in net_denoiser().parameters())
+
+
+def test_known_noise_is_the_bound_defence_whatever_noise_the_attacker_brings():
+    x, defence = images(4), victim(vote=MeanLogits(2))
+    known = KnownNoise(defence, KEY)
+    expected = defence.bind(KEY)(x)
+    assert torch.equal(known.logits(x, Key(77, ("attack",)).rng(4, draw=9)), expected)
+    look = exact()(known, x, Y, cross_entropy, Key(78).rng(4))
+    assert torch.allclose(look.grad, gradient_of(defence.bind(KEY), x), atol=1e-7)
+
+
+def test_under_known_noise_all_draws_are_one():
+    x = images(4)
+    known = KnownNoise(victim(), KEY)
+    one, three = (exact(n)(known, x, Y, cross_entropy, Key(1).rng(4)) for n in (1, 3))
+    assert torch.allclose(one.grad, three.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [exact, bpda, lambda eot: surrogate(purifier(), eot)], ids=["exact", "bpda", "surrogate"])
+def test_no_draws_at_all_are_refused(kind):
+    with pytest.raises(UserError, match="at least 1 draw"):
+        kind(0)

@@ -1,0 +1,39 @@
+"""What the tests of whole evaluations share: the shipped networks, a few digits, defences and plans that take seconds."""
+
+from collections.abc import Sequence
+
+from lustral.core.noise import Key
+from lustral.core.threat import Linf
+from lustral.defence import Defence
+from lustral.evaluate.protocol import Data, Job
+from lustral.shell import build
+from lustral.shell import data as datasets
+from lustral.shell.options import Classification, Purification, Resources, Search
+
+EPS = 3 / 16
+STAGES = ("clean", "null", "bpda", "exact", "fixed")
+
+
+def digits(n: int) -> Data:
+    """The first test digits."""
+    return datasets.load("digits", "test")[:n]
+
+
+def defence(steps: int = 3, key: Key | None = None) -> Defence:
+    """The shipped classifier behind a short DiffPure with the shipped denoiser."""
+    found = build.system("diffpure", Purification(steps=steps), Classification()).defence
+    return Defence(found.classifier, found.purifier, key=key)
+
+
+def plan(images: int, micro_batch: int | None, stages: Sequence[str] = STAGES, draws: int = 4) -> list[Job]:
+    """Undefended, DiffPure and ADP, each facing every stage."""
+    how = {
+        "undefended": (Purification(method="none"), Classification()),
+        "diffpure": (Purification(steps=3), Classification()),
+        "adp": (Purification(method="adp", steps=2), Classification(vote="mean-softmax", draws=2)),
+    }
+    systems = [build.system(name, *parts, micro_batch) for name, parts in how.items()]
+    search = Search(steps=2, eot=2)
+    return [
+        Job(system, build.stage(name, Linf(EPS), search, Resources(), draws), images) for system in systems for name in stages
+    ]
