@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from lustral.core.kernel import Purifier
+from lustral.core.purifier import Purifier
 from lustral.core.noise import Key, Rng
 from lustral.denoisers.base import Denoiser
 from lustral.denoisers.ideal import FiniteSet, GaussianMixture

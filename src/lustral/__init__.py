@@ -11,8 +11,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "core.adjoint": ("Checkpointed", "Direct", "Identity", "Skip", "Surrogate"),
     "core.errors": ("UserError",),
-    "core.kernel": ("Purifier", "purify", "trace"),
+    "core.kernel": ("purify", "trace"),
     "core.noise": ("Key", "Rng"),
+    "core.purifier": ("Purifier",),
     "core.threat": ("L1", "L2", "Linf"),
     "core.vote": ("Abstain", "Majority", "MeanLogits", "MeanSoftmax", "Single"),
     "schedules": ("VE", "VP", "DiscreteVP"),
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
     from .attacks.pgd import PGD, RandomSign
     from .core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
     from .core.errors import UserError
-    from .core.kernel import Purifier, purify, trace
+    from .core.kernel import purify, trace
     from .core.noise import Key, Rng
+    from .core.purifier import Purifier
     from .core.threat import L1, L2, Linf
     from .core.vote import Abstain, Majority, MeanLogits, MeanSoftmax, Single
     from .defence import Defence, defend

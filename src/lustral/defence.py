@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from .core import check
 from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
-from .core.kernel import Purifier, purify
+from .core.kernel import purify
 from .core.noise import Key, Rng, as_rng
+from .core.purifier import Purifier
 from .core.vote import Single, Vote
 
 Classifier = Callable[[Tensor], Tensor]

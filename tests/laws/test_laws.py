@@ -11,7 +11,8 @@ from components import IN_RANGE, PURIFIERS, WITHOUT_NET, images
 from torch import Tensor, nn
 
 from lustral.core.adjoint import Checkpointed, Direct
-from lustral.core.kernel import Purifier, purify, trace
+from lustral.core.kernel import purify, trace
+from lustral.core.purifier import Purifier
 from lustral.core.noise import Key, audit
 from lustral.core.spec import ROLES, canonical, digest, role, spec
 from lustral.denoisers import preconditioning

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..core.adjoint import Adjoint, Checkpointed, Identity, Skip, Surrogate
 from ..core.errors import UserError
-from ..core.kernel import Purifier
 from ..core.noise import Key, Rng
+from ..core.purifier import Purifier
 from .losses import Loss
 
 

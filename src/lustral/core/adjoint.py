@@ -6,16 +6,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .noise import Rng, replaying
-
-if TYPE_CHECKING:
-    from .kernel import Purifier
+from .purifier import Purifier
 
 State = Any
 Step = Callable[[int, State], State]
@@ -24,14 +22,14 @@ Step = Callable[[int, State], State]
 class Adjoint(Protocol):
     """Runs a purifier on x and decides what the backward pass will be."""
 
-    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor: ...
+    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Direct:
     """Plain autograd: exact, keeps every activation, and the only one that reaches the purifier's weights."""
 
-    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         state = purifier.init(x, rng.fold("init"))
         for i in range(purifier.n_steps):
             # A node per step makes gradients accumulate step by step, in the order of every other exact adjoint.
@@ -50,7 +48,7 @@ class Checkpointed:
 
     budget: int = field(default=0, metadata={"role": "runtime"})
 
-    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         state = purifier.init(x, rng.fold("init"))
 
         def step(i: int, state: State) -> State:
@@ -69,7 +67,7 @@ class Checkpointed:
 class Identity:
     """Backward pass differentiable approximation (BPDA, Athalye et al. 2018): the purifier's Jacobian is taken as 1."""
 
-    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         with torch.no_grad():
             clean = Direct()(purifier, x, rng)
         return _StraightThrough.apply(x, clean)
@@ -79,7 +77,7 @@ class Identity:
 class Skip:
     """Leaves the purifier out, forward and backward: an attack that does not know of it (blind)."""
 
-    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         return x
 
 
@@ -87,9 +85,9 @@ class Skip:
 class Surrogate:
     """Runs another, cheaper purifier instead (fewer steps, usually), forward and backward (Lee and Kim, ICCV 2023)."""
 
-    purifier: "Purifier"
+    purifier: Purifier
 
-    def __call__(self, purifier: "Purifier", x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         return Checkpointed()(self.purifier, x, rng)
 
 

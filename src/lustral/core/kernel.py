@@ -1,33 +1,12 @@
-"""A purifier is a kernel: init, then step n times, then readout. The driver here owns the loop."""
+"""The driver, which owns the loop over a purifier's steps."""
 
 from collections.abc import Iterator
-from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from .adjoint import Adjoint, Checkpointed
 from .noise import Key, Rng, as_rng
-
-State = TypeVar("State", bound=tuple)
-
-
-@runtime_checkable
-class Purifier(Protocol[State]):
-    """Cleans images. Pure in (state, noise): the same arguments give the same result, whatever the batch.
-
-    A state is a tuple (a NamedTuple, usually) of tensors whose first axis is the batch, or None. The driver hands every
-    call an ``rng`` of its own, so a purifier that draws once per call needs no names; one that draws twice folds.
-    Fields that a step does not change are passed on as the same object, which lets checkpoints share them.
-    """
-
-    @property
-    def n_steps(self) -> int: ...
-
-    def init(self, x: Tensor, rng: Rng) -> State: ...
-
-    def step(self, i: int, state: State, rng: Rng) -> State: ...
-
-    def readout(self, state: State) -> Tensor: ...
+from .purifier import Purifier
 
 
 def purify(

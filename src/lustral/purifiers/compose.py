@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UserError
-from ..core.kernel import Purifier
 from ..core.noise import Rng
+from ..core.purifier import Purifier
 from .adaptive import Field
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ..core.errors import unknown
-from ..core.kernel import Purifier
+from ..core.purifier import Purifier
 from ..denoisers.base import Denoiser
 from ..samplers import SAMPLERS, Sampler
 from ..schedules import VP, Schedule

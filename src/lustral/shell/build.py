@@ -7,7 +7,7 @@ from ..attacks.losses import LOSSES
 from ..attacks.pgd import PGD, Attack, RandomSign
 from ..core import vote as votes
 from ..core.errors import UserError, unknown
-from ..core.kernel import Purifier
+from ..core.purifier import Purifier
 from ..core.threat import L1, L2, Linf, Threat
 from ..defence import Defence
 from ..denoisers.base import FixedBatch, Meter
@@ -57,8 +57,8 @@ def system(name: str, how: Purification, judge: Classification, micro_batch: int
         denoiser, other = weights.load(how.denoiser, "denoiser")
         if about.image[0] != other.image[0]:
             raise UserError(
-                f"{judge.classifier} takes {about.image[0]}-channel images, {how.denoiser} cleans {other.image[0]}-channel "
-                "ones; choose a pair for the same images."
+                f"{judge.classifier} takes {about.image[0]}-channel images, {how.denoiser} {other.image[0]}; "
+                "choose a pair for the same images."
             )
         clean = purifier(how, meter.watch(fix(denoiser)))
     defence = Defence(fix(classifier) if clean is not None else meter.watch(fix(classifier)), clean, vote(judge))

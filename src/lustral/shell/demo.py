@@ -14,8 +14,8 @@ from .terminal import command
 EPS = 3 / 16
 WHY_FAIR = (
     "The digits have 17 grey levels; eps = 3/16 is three of them. Of all test images against the whole data, the "
-    "nearest two of different digits are 7/16 apart in Linf, more than twice eps: no perturbation allowed here can turn "
-    "an image into another digit's, so a classifier that resists all of them exists."
+    "nearest two of different digits are 7/16 apart in Linf, more than twice eps: no perturbation allowed here can "
+    "turn an image into another digit's, so a classifier that resists all of them exists."
 )
 MICRO_BATCH = 128
 CURVE_IMAGES = 32
