@@ -42,7 +42,7 @@ def train(
         task: What to train.
         out: The .safetensors file to write; its card (.json) and, until the end, a checkpoint lie beside it.
         data: digits, or an .npz file with arrays x and y.
-        width: Channels of the network's first level; default 32 for classifiers, 16 for denoisers.
+        width: Channels of the network's first level; default 32 for classifiers, 24 for denoisers.
         recipe: How to train.
         threads: CPU threads; default: all.
     """

@@ -1,0 +1,170 @@
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from scipy import stats
+
+from lustral.core.errors import UserError
+from lustral.core.noise import Key
+from lustral.core.vote import Abstain, Majority, MeanLogits, MeanSoftmax, Single
+from lustral.evaluate import metrics
+
+IMAGES, DRAWS, CLASSES = 7, 6, 4
+Y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+
+
+def logits() -> torch.Tensor:
+    """Some images mostly right, some mostly wrong."""
+    lift = torch.nn.functional.one_hot(Y, CLASSES)[:, None] * torch.linspace(0, 2.5, IMAGES).view(-1, 1, 1)
+    return Key(1).rng(IMAGES).normal(torch.empty(IMAGES, DRAWS, CLASSES)) + lift
+
+
+def table() -> torch.Tensor:
+    return metrics.right(logits(), Y)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 20), (3, 20), (17, 64), (64, 64), (250, 500)])
+def test_wilson_is_scipys(k, n):
+    found, expected = metrics.wilson(k / n, n), stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert found.value == k / n
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilsons_ends_are_where_the_score_test_rejects():
+    p, n = 0.3, 40
+    for end in metrics.wilson(p, n)[1:]:
+        assert abs(p - end) == pytest.approx(1.959963984540054 * math.sqrt(end * (1 - end) / n), rel=1e-9)
+
+
+def test_wilson_takes_other_confidences():
+    narrow, wide = metrics.wilson(0.4, 30, 0.5), metrics.wilson(0.4, 30, 0.99)
+    assert wide.low < narrow.low < 0.4 < narrow.high < wide.high
+    expected = stats.binomtest(12, 30).proportion_ci(0.99, method="wilson")
+    assert wide[1:] == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_right_and_margins_are_what_loops_say():
+    for i in range(IMAGES):
+        for d in range(DRAWS):
+            row, y = logits()[i, d].tolist(), int(Y[i])
+            assert bool(table()[i, d]) == (row.index(max(row)) == y)
+            best = max(v for k, v in enumerate(row) if k != y)
+            assert float(metrics.margins(logits(), Y)[i, d]) == pytest.approx(row[y] - best, abs=1e-6)
+    assert 0 < int(table().sum()) < IMAGES * DRAWS
+
+
+def test_average_is_the_mean_over_images_with_images_as_trials():
+    found = metrics.average(table())
+    share = sum(sum(row) / DRAWS for row in table().tolist()) / IMAGES
+    assert found == pytest.approx(metrics.wilson(share, IMAGES))
+
+
+@pytest.mark.parametrize("m", range(1, DRAWS + 1))
+def test_worst_of_is_the_mean_over_all_choices_of_draws(m):
+    choices = list(combinations(range(DRAWS), m))
+    expected = [sum(all(row[d] for d in chosen) for chosen in choices) / len(choices) for row in table().tolist()]
+    found = metrics.worst_of(table(), m)
+    assert found.value == pytest.approx(sum(expected) / IMAGES, abs=1e-12)
+    assert found == pytest.approx(metrics.wilson(found.value, IMAGES))
+
+
+@pytest.mark.parametrize("p", [0.2, 0.7])
+def test_worst_of_is_unbiased(p):
+    """Its mean over all tables of 5 draws, weighted by their chances, is p^m; the plug-in (f/n)^m would be above it."""
+    m, n = 3, 5
+    mean = 0.0
+    for bits in range(2**n):
+        row = torch.tensor([[bool(bits >> d & 1) for d in range(n)]])
+        good = int(row.sum())
+        mean += p**good * (1 - p) ** (n - good) * metrics.worst_of(row, m).value
+    assert mean == pytest.approx(p**m, abs=1e-12)
+
+
+@pytest.mark.parametrize("m", [0, -1, DRAWS + 1])
+def test_worst_of_needs_as_many_draws(m):
+    with pytest.raises(UserError, match="draws"):
+        metrics.worst_of(table(), m)
+
+
+def majority(block: list[list[float]]) -> int:
+    """The class that most draws name; a tie goes to the larger mean probability."""
+    said = [row.index(max(row)) for row in block]
+    probability = torch.tensor(block).softmax(dim=1).mean(dim=0).tolist()
+    return max(range(CLASSES), key=lambda c: (said.count(c), probability[c]))
+
+
+def mean_logits(block: list[list[float]]) -> int:
+    means = [sum(row[c] for row in block) for c in range(CLASSES)]
+    return means.index(max(means))
+
+
+def mean_softmax(block: list[list[float]]) -> int:
+    return int(torch.tensor(block).softmax(dim=1).mean(dim=0).argmax())
+
+
+@pytest.mark.parametrize(
+    ("vote", "rule"), [(Majority, majority), (MeanLogits, mean_logits), (MeanSoftmax, mean_softmax)], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6])
+def test_votes_are_taken_in_blocks(vote, rule, k):
+    """Draws that do not fill a block are not used: 4 of 6 draws are one block of 4."""
+    found = metrics.voted(logits(), Y, vote(k))
+    rows = logits().tolist()
+    expected = [[rule(rows[i][b * k : b * k + k]) == int(Y[i]) for b in range(DRAWS // k)] for i in range(IMAGES)]
+    assert found.tolist() == expected
+    assert 0 < int(found.sum()) < found.numel()
+
+
+def test_a_single_vote_is_the_table_of_draws():
+    assert torch.equal(metrics.voted(logits(), Y, Single()), table())
+
+
+def test_an_abstention_is_wrong():
+    everything = metrics.voted(logits(), Y, Abstain(MeanSoftmax(2), 1.0))
+    assert not everything.any()
+    some = metrics.voted(logits(), Y, Abstain(MeanSoftmax(2), 0.3))
+    plain = metrics.voted(logits(), Y, MeanSoftmax(2))
+    assert int(some.sum()) < int(plain.sum())
+    assert not (some & ~plain).any()
+
+
+def test_mean_logit_of_averages_its_blocks():
+    expected = metrics.average(metrics.voted(logits(), Y, MeanLogits(2)))
+    assert metrics.mean_logit_of(logits(), Y, 2) == expected
+
+
+def test_a_vote_needs_as_many_draws():
+    with pytest.raises(UserError, match="judge with more draws"):
+        metrics.voted(logits(), Y, Majority(DRAWS + 1))
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "both", "neither"), [(5, 1, 3, 2), (0, 4, 2, 0), (7, 7, 0, 1), (1, 0, 0, 0)])
+def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(only_a, only_b, both, neither):
+    a = torch.tensor([1] * only_a + [0] * only_b + [1] * both + [0] * neither).bool()
+    b = torch.tensor([0] * only_a + [1] * only_b + [1] * both + [0] * neither).bool()
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n
+    found = metrics.mcnemar(a, b)
+    assert found[:2] == (only_a, only_b)
+    assert found.p == pytest.approx(min(1.0, 2 * tail), abs=1e-12)
+
+
+def test_systems_that_never_disagree_are_not_told_apart():
+    a = torch.tensor([True, False, True])
+    assert metrics.mcnemar(a, a) == (0, 0, 1.0)
+
+
+def test_mcnemar_compares_the_same_images():
+    with pytest.raises(UserError, match="same images"):
+        metrics.mcnemar(torch.ones(3).bool(), torch.ones(4).bool())
+
+
+def test_mostly_right_is_more_than_half():
+    rows = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]]).bool()
+    assert metrics.mostly_right(rows).tolist() == [False, True, False, True]
+
+
+def test_an_interval_needs_an_image():
+    with pytest.raises(UserError, match="at least one image"):
+        metrics.wilson(0.5, 0)
