@@ -1,8 +1,8 @@
 """What Lustral adds to the cost of the network, as ratios within one run: ``python -m benchmarks.speed``.
 
 Every comparison alternates its sides, A B A B, and takes the median of the rounds' own ratios, so a drifting machine
-cancels. With one thread (the default) time is the CPU time of this process, which other jobs disturb least; with more it
-is wall time, and the machine should be otherwise idle. Networks have random weights, frozen: their speed is what counts.
+cancels. With one thread (the default) time is the CPU time of this process, which other jobs disturb least; with more
+it is wall time, and the machine should be idle. Networks have random weights, frozen: only their speed counts.
 Prints a table, writes nothing unless --json is given, and exits with 1 if a bar is missed.
 """
 
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -181,7 +182,8 @@ def loop(bench: Bench) -> Iterator[Line]:
         t = bench.times(ours=ours, minimal=no_grad(minimal))
         each = 1e6 * statistics.median(t["ours"]) / n
         least = 1e6 * statistics.median(t["minimal"]) / n
-        yield Line(f"loop overhead, batch {batch}", each, "µs", note=f"per call, noise included; minimal loop {least:.0f} µs")
+        note = f"per call, noise included; the minimal loop takes {least:.0f} µs"
+        yield Line(f"loop overhead, batch {batch}", each, "µs", note=note)
         yield Line(f"loop / minimal loop, batch {batch}", ratio(t["ours"], t["minimal"]), bar=bar)
 
 
@@ -213,8 +215,9 @@ def precision(bench: Bench) -> Iterator[Line]:
     }
     jobs: dict[str, Job] = {}
     for name, (denoiser, image) in variants.items():
-        jobs[f"{name}, forward"] = no_grad(lambda denoiser=denoiser, image=image: denoiser(image, sigma))
-        jobs[f"{name}, forward + gradient"] = input_gradient(lambda leaf, denoiser=denoiser: denoiser(leaf, sigma), image)
+        one = partial(denoiser, sigma=sigma)
+        jobs[f"{name}, forward"] = no_grad(partial(one, image))
+        jobs[f"{name}, forward + gradient"] = input_gradient(one, image)
     t = bench.times(**jobs)
     for name in list(variants)[1:]:
         for what in ("forward", "forward + gradient"):
@@ -252,11 +255,13 @@ def show(line: Line) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"what to measure (default: all): {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the one that warms up")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     bench = Bench(args.rounds, time.process_time if args.threads == 1 else time.perf_counter)

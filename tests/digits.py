@@ -25,7 +25,9 @@ def defence(steps: int = 3, key: Key | None = None) -> Defence:
     return Defence(found.classifier, found.purifier, key=key)
 
 
-def plan(images: int, micro_batch: int | None, stages: Sequence[str] = STAGES, draws: int = 4) -> list[Job]:
+def plan(
+    images: int, micro_batch: int | None, stages: Sequence[str] = STAGES, resources: Resources = Resources()
+) -> list[Job]:
     """Undefended, DiffPure and ADP, each facing every stage."""
     how = {
         "undefended": (Purification(method="none"), Classification()),
@@ -35,5 +37,5 @@ def plan(images: int, micro_batch: int | None, stages: Sequence[str] = STAGES, d
     systems = [build.system(name, *parts, micro_batch) for name, parts in how.items()]
     search = Search(steps=2, eot=2)
     return [
-        Job(system, build.stage(name, Linf(EPS), search, Resources(), draws), images) for system in systems for name in stages
+        Job(system, build.stage(name, Linf(EPS), search, resources, draws=2), images) for system in systems for name in stages
     ]

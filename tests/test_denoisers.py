@@ -14,7 +14,6 @@ from lustral.denoisers.preconditioning import EDM, NCSN, VPEps, VPredict
 from lustral.schedules import VE, VP, DiscreteVP
 
 
-
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """These tensors are small: a second thread would only wait for the first, much so on a busy machine."""
@@ -113,7 +112,8 @@ def test_ncsn_adds_sigma_times_the_field():
 
 def mixture(dtype=torch.float64):
     means = torch.rand(3, 2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    return GaussianMixture(means, torch.tensor([0.01, 0.04, 0.09], dtype=dtype), torch.tensor([0.2, 0.5, 0.3], dtype=dtype))
+    variances, weights = torch.tensor([[0.01, 0.04, 0.09], [0.2, 0.5, 0.3]], dtype=dtype)
+    return GaussianMixture(means, variances, weights)
 
 
 class Lifted(nn.Module):
@@ -147,8 +147,8 @@ def test_range_of_noise_is_that_of_the_schedule(wrap):
 def test_float32_images_get_float32_answers():
     """Whatever the type of sigma: samplers hand over float64 levels."""
     x = noisy_images(dtype=torch.float32)
-    nets = [EDM(Recorder()), VPEps(Recorder(), VP()), VPredict(Recorder(), VP()), NCSN(torch.sin), mixture(torch.float32)]
-    for denoiser in nets:
+    net = Recorder()
+    for denoiser in (EDM(net), VPEps(net, VP()), VPredict(net, VP()), NCSN(torch.sin), mixture(torch.float32)):
         assert denoiser(x, SIGMAS).dtype == torch.float32
 
 
@@ -211,9 +211,9 @@ def test_mixture_of_points_is_a_finite_set():
 def test_responsibilities_without_noise_are_bayes_rule():
     x = noisy_images()
     m, zero = mixture(), torch.zeros(4, dtype=torch.float64)
-    spread = m.variances.sqrt()[:, None]
-    parts = torch.distributions.Normal(m.means.flatten(1), spread).log_prob(x.flatten(1)[:, None]).sum(-1).exp() * m.weights
-    torch.testing.assert_close(m.responsibilities(x, zero), parts / parts.sum(1, keepdim=True), rtol=1e-8, atol=1e-12)
+    components = torch.distributions.Normal(m.means.flatten(1), m.variances.sqrt()[:, None])
+    joint = components.log_prob(x.flatten(1)[:, None]).sum(-1).exp() * m.weights
+    torch.testing.assert_close(m.responsibilities(x, zero), joint / joint.sum(1, keepdim=True), rtol=1e-8, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------- wrappers
@@ -296,17 +296,33 @@ def test_autocast_is_close_and_comes_back_in_float32(unet):
     assert cast.dtype == torch.float32
     assert not torch.equal(cast, full)
     assert (cast - full).norm() < 0.05 * full.norm()
+    raw = Autocast(lambda x, sigma: unet.first(x))
+    assert raw(x, sigma).dtype == torch.float32
 
 
 # ------------------------------------------------------------------------------------------------------------- U-Net
 
 
-@pytest.mark.parametrize(("channels", "size", "mult"), [(1, 8, (1, 2)), (3, 12, (1, 2, 2)), (2, 5, (2,))])
-def test_unet_keeps_the_shape_and_starts_at_zero(channels, size, mult):
+SHAPES = [(1, 8, (1, 2), 1), (3, 12, (1, 2, 2), 1), (2, 5, (2,), 1), (2, 8, (1, 2), 2)]
+
+
+@pytest.mark.parametrize(("channels", "size", "mult", "patch"), SHAPES)
+def test_unet_keeps_the_shape_and_starts_at_zero(channels, size, mult, patch):
     """A zero output makes a fresh EDM denoiser the linear one."""
-    net = UNet(channels, width=8, mult=mult, blocks=1)
+    net = UNet(channels, width=8, mult=mult, blocks=1, patch=patch)
     x = torch.randn(3, channels, size, size)
     assert torch.equal(net(x, torch.zeros(3)), torch.zeros_like(x))
+
+
+def test_unet_on_patches_is_a_unet_on_folded_channels():
+    torch.manual_seed(0)
+    folded = lively(UNet(channels=8, width=8, mult=(1, 2), blocks=1))
+    net = UNet(channels=2, width=8, mult=(1, 2), blocks=1, patch=2)
+    net.load_state_dict(folded.state_dict())
+    x, k = torch.randn(3, 2, 8, 8), torch.randn(3)
+    pixels = x.view(3, 2, 4, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(3, 8, 4, 4)
+    expected = folded(pixels, k).view(3, 2, 2, 2, 4, 4).permute(0, 1, 4, 2, 5, 3).reshape(3, 2, 8, 8)
+    assert torch.equal(net(x, k), expected)
 
 
 def test_unet_hears_its_conditioning(unet):
@@ -330,6 +346,16 @@ def test_attention_joins_distant_pixels():
         influence[attention] = float(torch.autograd.grad(corner, x)[0][0, 0, -1, -1].abs())
     assert influence[()] == 0
     assert influence[0,] > 0
+
+
+def test_attention_sits_in_every_block_of_the_levels_that_are_named():
+    """Level 1 of 16×16 images is 8×8: two blocks down, the middle (level 1 is the last), three blocks up."""
+    net, sizes = UNet(channels=1, width=8, mult=(1, 2), blocks=2, attention=(1,)), []
+    for module in net.modules():
+        if isinstance(module, Attention):
+            module.register_forward_hook(lambda module, args, out: sizes.append(tuple(out.shape[1:])))
+    net(torch.randn(1, 1, 16, 16), torch.zeros(1))
+    assert sizes == [(16, 8, 8)] * 6
 
 
 @pytest.mark.parametrize("heads", [1, 2])

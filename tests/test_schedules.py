@@ -1,4 +1,4 @@
-"""Schedules against their own definitions: inverses, derivatives, and the published table of equivalent noise levels."""
+"""Schedules against their definitions: inverses, derivatives, and the published table of equivalent noise levels."""
 
 import math
 
@@ -105,6 +105,7 @@ def test_rate_at_n_over_N_is_that_of_the_step_that_ends_there(schedule):
     t = torch.arange(1, n + 1, dtype=torch.float64) / n
     expected = torch.tensor([-n * math.log1p(-b) for b in schedule.betas], dtype=torch.float64)
     torch.testing.assert_close(schedule.rate(t), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(-2 * derivative(schedule.log_scale, t), expected, rtol=1e-9, atol=0)
 
 
 def test_linear_betas():

@@ -17,12 +17,13 @@ from lustral.purifiers.presets import diffpure
 from lustral.samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin
 from lustral.schedules import VP, DiscreteVP
 
-SMALL = (1, 2, 3)
+SMALL = (1, 2, 2)
 KEY = Key(21)
 
 
 def small_images() -> Tensor:
-    return images(3, SMALL, torch.float64).requires_grad_()
+    """A dark image and a bright one."""
+    return images(2, SMALL, torch.float64).requires_grad_()
 
 
 def gradcheck(function: Callable[..., Tensor], *inputs: Tensor) -> bool:
@@ -46,7 +47,7 @@ def gradcheck(function: Callable[..., Tensor], *inputs: Tensor) -> bool:
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_gradcheck(name):
     purifier = PURIFIERS[name](gaussian_mixture(SMALL, torch.float64))
-    rng = KEY.rng(3)
+    rng = KEY.rng(2)
     assert gradcheck(lambda x: purify(purifier, x, rng), small_images())
 
 
@@ -54,7 +55,7 @@ def test_gradcheck_through_adaptive_step_sizes():
     """α between its bounds depends on the image, by way of the field at two places."""
     field = UnitField(gaussian_mixture(SMALL, torch.float64), 0.25)
     adaptive = Adaptive(field, 0.05, steps=3, alpha_max=10.0)
-    rng = KEY.rng(3)
+    rng = KEY.rng(2)
     state = adaptive.init(small_images(), rng.fold("init"))
     for i in range(3):
         state = adaptive.step(i, state, rng.fold("step", i))
@@ -78,13 +79,13 @@ def test_gradcheck_through_adaptive_step_sizes():
 )
 @pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()], ids=["direct", "checkpointed"])
 def test_gradcheck_in_the_time_itself(schedule, sampler, adjoint):
-    rng = KEY.rng(3)
+    rng = KEY.rng(2)
     denoiser = gaussian_mixture(SMALL, torch.float64)
 
     def output(x: Tensor, t: Tensor) -> Tensor:
         return purify(Diffusion(denoiser, schedule, sampler, lambda _: t, t_max=0.11), x, rng, adjoint=adjoint)
 
-    t_star = torch.tensor([0.037, 0.0523, 0.1018], dtype=torch.float64, requires_grad=True)
+    t_star = torch.tensor([0.0523, 0.1018], dtype=torch.float64, requires_grad=True)
     assert gradcheck(output, small_images(), t_star)
     grad = torch.autograd.grad(output(small_images(), t_star).sum(), t_star)[0]
     assert (grad != 0).all()

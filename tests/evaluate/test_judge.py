@@ -54,7 +54,7 @@ def test_candidates_outside_the_ball_are_projected(threat):
 
 @pytest.mark.parametrize("value", [-0.01, 1.01])
 def test_candidates_outside_the_pixel_range_are_clamped(value):
-    x0 = torch.full((2, *SHAPE), round(value))
+    x0 = torch.full((2, *SHAPE), float(round(value)))
     x = x0.clone()
     x[1, 0, 0, 0] = value
     found = verify(x, x0, Linf(0.1))

@@ -52,7 +52,8 @@ def grid():
 
 
 def diffused(image, rng):
-    return math.sqrt(alpha_bar(T_STAR)) * (2 * image - 1) + math.sqrt(1 - alpha_bar(T_STAR)) * rng.fold("init").normal(image)
+    kept, z = alpha_bar(T_STAR), rng.fold("init").normal(image)
+    return math.sqrt(kept) * (2 * image - 1) + math.sqrt(1 - kept) * z
 
 
 def sde(image, rng):

@@ -7,6 +7,7 @@ of the reverse process says they must converge to.
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,8 +79,10 @@ KERNEL_CASES = {
     "ddim-half": (DDIM(0.5, steps=10), DiscreteVP.linear(), 0.3),
     "sde-vp": (SDE(dt=0.01), VP(), 0.1),
     "sde-vp-between-steps": (SDE(dt=0.01), VP(), 0.0537),
+    "sde-vp-early-end": (SDE(dt=0.02, end=0.15), VP(), 0.3),
     "sde-ve": (SDE(steps=20), VE(), 0.4),
     "ode-vp": (ODE(dt=0.01), VP(), 0.1),
+    "ode-vp-early-end": (ODE(dt=0.02, end=0.15), VP(), 0.3),
     "ode-edm": (ODE(steps=8), EDM(), 0.5),
     "heun": (Heun(steps=5), VP(), 0.3),
     "langevin": (Langevin(), VP(), 0.1),
@@ -119,7 +122,7 @@ def assert_converges(values, target, powers, scale):
     1/(2^q − 1) ≤ ½ of the last move for q ≥ 1.6; a wrong limit or a lower order leaves more than one whole move.
     """
     for p in powers:
-        values = [(2**p * fine - coarse) / (2**p - 1) for coarse, fine in zip(values, values[1:], strict=False)]
+        values = [(2**p * fine - coarse) / (2**p - 1) for coarse, fine in pairwise(values)]
     move = abs(values[-1] - values[-2])
     assert move < 1e-3 * scale, "the grids are too coarse to say anything"
     assert abs(values[-1] - target) <= 0.6 * move + 1e-12 * scale
@@ -138,9 +141,11 @@ CONVERGENCE = {
     "ddim-half-edm": (lambda n: DDIM(0.5, steps=n), EDM(), [1], "marginal"),
     "ddim-0-edm": (lambda n: DDIM(0.0, steps=n), EDM(), [1], "deterministic"),
     "sde-vp": (lambda n: SDE(steps=n), VP(), [1], "stochastic"),
+    "sde-vp-early-end": (lambda n: SDE(steps=n, end=0.2), VP(), [1], "stochastic"),
     "sde-edm": (lambda n: SDE(steps=n), EDM(), [1], "stochastic"),
     "sde-ve": (lambda n: SDE(steps=n), VE(), [1], "stochastic"),
     "ode-vp": (lambda n: ODE(steps=n), VP(), [1], "deterministic"),
+    "ode-vp-early-end": (lambda n: ODE(steps=n, end=0.2), VP(), [1], "deterministic"),
     "ode-edm": (lambda n: ODE(steps=n), EDM(), [1], "deterministic"),
     "ode-ve": (lambda n: ODE(steps=n), VE(), [1], "deterministic"),
 }
@@ -202,11 +207,12 @@ def test_one_shot_is_the_posterior_mean():
     sigma = VP().sigma(f64(0.2))
     y = x + sigma * rng.fold("init").normal(x)
     expected = (V * y + sigma**2 * MU) / (V + sigma**2)
-    torch.testing.assert_close(purify(Diffusion(one(1, 2, 3), VP(), OneShot(), 0.2), x, rng), expected, rtol=1e-13, atol=0)
+    out = purify(Diffusion(one(1, 2, 3), VP(), OneShot(), 0.2), x, rng)
+    torch.testing.assert_close(out, expected, rtol=1e-13, atol=0)
 
 
 def test_langevin_settles_at_its_closed_form():
-    """x ← x − ½λh·(x − s·m)/v_t − ½λh·(x − x_in)/spread + η√(λh)·z on [-1, 1] is autoregressive with a known fixed point."""
+    """On [-1, 1]: x ← x − ½λh·(x − s·m)/v_t − ½λh·(x − x_in)/spread + η√(λh)·z, autoregressive of first order."""
     sampler, x_in, m = Langevin(lam=0.2, spread=2e-3, eta=0.3, level=0.01, dt=0.01), 0.9, 2 * MU - 1
     s2 = math.exp(-0.5 * 19.9 * 0.01**2 - 0.1 * 0.01)
     v_t = s2 * 4 * V + 1 - s2
@@ -367,6 +373,16 @@ def test_a_sample_that_is_done_rests(name):
     assert (table.b != 0).equal(~done)
     for column, idle in ((table.a, 1.0), (table.b, 0.0), (table.c, 0.0), (table.pull, 0.0)):
         assert (column[done] == idle).all()
+
+
+@pytest.mark.parametrize("sampler", [DDPM(dt=1e-3), DDIM(dt=1e-3), SDE(dt=1e-3, end=0.01)], ids=["ddpm", "ddim", "sde"])
+def test_rounding_leaves_no_sliver_as_a_step(sampler):
+    """k/1000 less k steps of 0.001 is not always 0 in binary."""
+    k = torch.arange(1, 301)
+    t_star = k.double() / 1000 + getattr(sampler, "end", 0.0)
+    table = sampler.table(VP(), t_star, sampler.n_steps(VP(), float(t_star.max())))
+    assert table.b.shape == (300, 300)
+    assert ((table.b != 0).sum(1) == k).all()
 
 
 def per_sample(x):

@@ -97,7 +97,7 @@ def mcnemar(a: Tensor, b: Tensor) -> Paired:
 
 
 def mostly_right(right: Tensor) -> Tensor:
-    """Which images are right in more than half of their draws, [n]: the paired test's verdict."""
+    """Which images are right in more than half of their draws or decisions, [n]: the paired test's verdict."""
     return right.double().mean(dim=1) > 0.5
 
 

@@ -139,20 +139,20 @@ def _template() -> jinja2.Template:
 # Numbers as text
 
 
-def _percent(value: float | None, images: int | None = None, sign: str = " %") -> str:
+def _percent(value: float | None, images: int | None = None) -> str:
     """0.714 → '71 %'; a decimal more for above 100 images, and where rounding would turn nearly all into all."""
     if not isinstance(value, int | float):
         return DASH
     value, digits = round(value, 6), int((images or 0) > 100)
     while 0 < value < 1 and digits < 3 and round(100 * value, digits) in (0, 100):
         digits += 1
-    return f"{100 * value:.{0 if value in (0, 1) else digits}f}{sign}"
+    return f"{100 * value:.{0 if value in (0, 1) else digits}f} %"
 
 
 def _interval(bounds: Sequence[float | None], images: int | None = None) -> str:
     """(0.61, 0.79) → '[61, 79]'; nothing where a bound is missing."""
-    known = all(isinstance(bound, int | float) for bound in bounds)
-    return f"[{', '.join(_percent(bound, images, '') for bound in bounds)}]" if known else ""
+    known, digits = all(isinstance(bound, int | float) for bound in bounds), int((images or 0) > 100)
+    return f"[{', '.join(f'{100 * bound:.{digits}f}' for bound in bounds)}]" if known else ""
 
 
 def _estimate(row: dict) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -162,13 +162,14 @@ def ordering(rows: Sequence[dict]) -> list[dict]:
 
 
 def paired(ledger: Ledger, jobs: Sequence[Job]) -> list[dict]:
-    """McNemar's test between every two systems under the exact attack, on the images that both have."""
-    systems = [job.system.name for job in jobs if job.stage.name == "exact"]
+    """McNemar's test between every two systems under the exact attack: images that most of their decisions get right."""
     right = {}
-    for name in systems:
-        found = ledger.outcomes(name, "exact")
-        right[name] = found.ids, metrics.mostly_right(metrics.right(found.logits, found.y))
-    pairs = [(a, b) for i, a in enumerate(systems) for b in systems[i + 1 :] if torch.equal(right[a][0], right[b][0])]
+    for job in jobs:
+        if job.stage.name == "exact":
+            found = ledger.outcomes(job.system.name, "exact")
+            decisions = metrics.voted(found.logits, found.y, job.system.defence.vote)
+            right[job.system.name] = found.ids, metrics.mostly_right(decisions)
+    pairs = [(a, b) for a, b in combinations(right, 2) if torch.equal(right[a][0], right[b][0])]
     return [{"a": a, "b": b, "stage": "exact", **metrics.mcnemar(right[a][1], right[b][1])._asdict()} for a, b in pairs]
 
 
