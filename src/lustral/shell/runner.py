@@ -162,7 +162,7 @@ def ordering(rows: Sequence[dict]) -> list[dict]:
 
 
 def paired(ledger: Ledger, jobs: Sequence[Job]) -> list[dict]:
-    """McNemar's test between every two systems under the exact attack: images that most of their decisions get right."""
+    """McNemar's test between every two systems under the exact attack, on what most of their decisions say."""
     right = {}
     for job in jobs:
         if job.stage.name == "exact":
