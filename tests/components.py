@@ -6,8 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from lustral.core.purifier import Purifier
 from lustral.core.noise import Key, Rng
+from lustral.core.purifier import Purifier
 from lustral.denoisers.base import Denoiser
 from lustral.denoisers.ideal import FiniteSet, GaussianMixture
 from lustral.denoisers.nets.unet import UNet

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from components import finite_set, gaussian_mixture, images, net_denoiser
+from components import gaussian_mixture, images, net_denoiser
 from torch import Tensor
 
 from lustral.denoisers.base import Denoiser
-from lustral.denoisers.ideal import FiniteSet, GaussianMixture
+from lustral.denoisers.ideal import GaussianMixture
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
@@ -19,12 +19,6 @@ def x() -> Tensor:
 def net() -> Denoiser:
     """A U-Net denoiser, with weights as after training."""
     return net_denoiser()
-
-
-@pytest.fixture
-def points() -> FiniteSet:
-    """The exact denoiser of five images, in float32."""
-    return finite_set()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lustral.core.noise import Key
-from lustral.core.threat import Linf
+from lustral.core.threat import L2, Linf
 from lustral.defence import Defence
 from lustral.evaluate.protocol import Data, Job
 from lustral.shell import build
@@ -36,6 +36,8 @@ def plan(
     }
     systems = [build.system(name, *parts, micro_batch) for name, parts in how.items()]
     search = Search(steps=2, eot=2)
+    # L2 steps have the length of the gradient's last bit, which the sign of an Linf step hides.
+    threats = {"exact": L2(1.0)} | dict.fromkeys(("clean", "null", "bpda", "fixed"), Linf(EPS))
     return [
-        Job(system, build.stage(name, Linf(EPS), search, resources, draws=2), images) for system in systems for name in stages
+        Job(system, build.stage(name, threats[name], search, resources, draws=2), images) for system in systems for name in stages
     ]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lustral.core.adjoint import Checkpointed, Direct
 from lustral.core.kernel import purify, trace
-from lustral.core.purifier import Purifier
 from lustral.core.noise import Key, audit
+from lustral.core.purifier import Purifier
 from lustral.core.spec import ROLES, canonical, digest, role, spec
 from lustral.denoisers import preconditioning
 from lustral.denoisers.base import Autocast, FixedBatch, Meter

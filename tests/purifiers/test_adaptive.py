@@ -200,10 +200,11 @@ def test_gated_adp_gives_little_noise_to_images_with_a_small_field():
     assert torch.allclose(spread[~suspicious], torch.tensor(0.02, dtype=torch.float64), rtol=tolerance)
 
 
-def test_gated_adp_asks_the_field_at_one_level_for_all(x, net):
-    purifier = adp_gated(net, 0.2, threshold=1.3, steps=2)
+@pytest.mark.parametrize(("options", "level"), [({}, 0.2), ({"field_sigma": 0.1}, 0.1)], ids=["default", "given"])
+def test_gated_adp_asks_the_field_at_one_level_for_all(net, options, level):
+    purifier = adp_gated(net, 0.2, threshold=1.3, **options)
     levels = {purifier.condition.field.sigma, purifier.then.field.sigma, purifier.otherwise.field.sigma}
-    assert levels == {0.2}
+    assert levels == {level}
     assert (purifier.then.sigma, purifier.otherwise.sigma) == (0.2, 0.2 * 0.2)
 
 

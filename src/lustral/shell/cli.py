@@ -1,5 +1,6 @@
 """The command line. Signatures here are the options, their docstrings the help; everything heavy is imported on use."""
 
+import os
 import sys
 from argparse import ArgumentError
 from pathlib import Path
@@ -111,7 +112,7 @@ def evaluate(
     out: Path,
     data: str = "digits",
     images: int = 64,
-    stages: list[StageName] = ["clean", "null", "blind", "bpda", "exact", "fixed"],
+    stages: list[StageName | None] = ["clean", "null", "blind", "bpda", "exact", "fixed"],
     purification: Purification = Purification(steps=10),
     classification: Classification = Classification(),
     threat: ThreatModel = ThreatModel(),
@@ -140,8 +141,9 @@ def evaluate(
     """
     from . import commands, show
 
+    named = [stage or "null" for stage in stages]  # YAML reads null as nothing where it is not quoted
     found = commands.evaluate(
-        out, data, images, stages, purification, classification, threat, search, draws, seed, micro_batch, resources
+        out, data, images, named, purification, classification, threat, search, draws, seed, micro_batch, resources
     )
     show.table(found)
     show.places(out)
@@ -195,6 +197,9 @@ COMMANDS = {
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0, 2 for a mistake that the message explains, 130 for Ctrl-C."""
+    # Threads that wait by spinning make everything ten times slower as soon as another process wants a core (measured
+    # on two cores); this must be said before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
         auto_cli(COMMANDS, args=args, description=DESCRIPTION, exit_on_error=False)

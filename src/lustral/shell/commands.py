@@ -48,9 +48,12 @@ def purify(source: Path, target: Path, how: Purification, seed: int | None, batc
 def _fits(x: torch.Tensor, about: weights.Card, path: Path) -> None:
     if x.shape[1] != about.image[0]:
         raise UserError(f"{path} has {x.shape[1]} channels, but {about.name} cleans images with {about.image[0]}.")
-    if x.shape[2] % 2 or x.shape[3] % 2:
+    net = about.architecture.get("net", {})
+    multiple = net.get("patch", 1) * 2 ** (len(net.get("mult", (1, 2, 2))) - 1)
+    if x.shape[2] % multiple or x.shape[3] % multiple:
         raise UserError(
-            f"{path} is {x.shape[2]}×{x.shape[3]} pixels; {about.name} needs even sides, so pad or resize it."
+            f"{path} is {x.shape[2]}×{x.shape[3]} pixels; {about.name} needs sides that are multiples of {multiple}, "
+            "so pad or resize it."
         )
 
 

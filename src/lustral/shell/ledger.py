@@ -71,11 +71,12 @@ class Ledger:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(SCHEMA)
             row = self._db.execute("SELECT spec FROM run").fetchone()
-        if spec is not None and row is None:
+            stored = json.loads(row[0]) if row else None
+        if spec is not None and stored is None:
             with self._saying():
                 self._db.execute("INSERT INTO run VALUES (?, ?)", (digest(spec), json.dumps(spec)))
-        elif spec is not None and json.loads(row[0]) != json.loads(json.dumps(spec)):
-            lines = differences(json.loads(row[0]), json.loads(json.dumps(spec)))
+        elif spec is not None and stored != json.loads(json.dumps(spec)):
+            lines = differences(stored, json.loads(json.dumps(spec)))
             self.close()
             raise UserError(
                 f"{path.parent} holds another run; choose another folder or delete it. It differs in "
@@ -95,7 +96,7 @@ class Ledger:
             raise UserError(
                 f"{self.path} is being filled by another process too; let that finish, then run again."
             ) from e
-        except sqlite3.DatabaseError as e:
+        except (sqlite3.DatabaseError, zlib.error, ValueError, TypeError) as e:  # the last three: bytes that are no result
             raise UserError(f"{self.path} is no ledger or is damaged ({e}); move it away and run again.") from e
 
     def _rows(self, query: str, *values: str) -> list[tuple]:
@@ -160,17 +161,18 @@ class Ledger:
         draws = self._rows(f"SELECT logits FROM draws {where}, draw", system, stage)
         if not rows:
             raise UserError(f"The ledger holds nothing for system {system!r} and stage {stage!r}.")
-        ids, y, distance, repaired, shape, x = zip(*rows, strict=True)
-        logits = np.stack([np.frombuffer(blob, dtype="<f4") for (blob,) in draws])
-        images = np.stack([np.frombuffer(zlib.decompress(b), dtype="<f4").reshape(json.loads(shape[0])) for b in x])
-        return Outcomes(
-            torch.tensor(ids),
-            torch.tensor(y),
-            torch.from_numpy(logits).view(len(ids), -1, logits.shape[1]),
-            torch.tensor(distance),
-            torch.tensor(repaired).bool(),
-            torch.from_numpy(images),
-        )
+        with self._saying():
+            ids, y, distance, repaired, shape, x = zip(*rows, strict=True)
+            logits = np.stack([np.frombuffer(blob, dtype="<f4") for (blob,) in draws])
+            images = np.stack([np.frombuffer(zlib.decompress(b), dtype="<f4").reshape(json.loads(shape[0])) for b in x])
+            return Outcomes(
+                torch.tensor(ids),
+                torch.tensor(y),
+                torch.from_numpy(logits.reshape(len(ids), -1, logits.shape[1])),
+                torch.tensor(distance),
+                torch.tensor(repaired).bool(),
+                torch.from_numpy(images),
+            )
 
     def cost(self, system: str, stage: str) -> Cost:
         """What one (system, stage) has cost so far."""

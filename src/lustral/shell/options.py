@@ -82,11 +82,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Resources:
-    """What may be spent; none of it changes a result (with --micro_batch, not even by a bit)."""
+    """What may be spent; it changes no result beyond rounding (batch and budget, with --micro_batch, not by a bit)."""
 
     batch: int = 64
     """Images at a time."""
     budget: float = 2.0
     """GiB of step graphs that the exact gradient may keep instead of recomputing."""
     threads: int | None = None
-    """CPU threads; default: all."""
+    """CPU threads; default: all. Networks may round differently with another number."""

@@ -1,5 +1,6 @@
 """Image files in and out: PNG, JPEG, npy and npz; a file or a folder, written back in the format that was read."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,20 +68,23 @@ def read(path: Path, channels: int) -> Source:
 
 def write(source: Source, x: Tensor, path: Path) -> None:
     """Writes purified images in the format, layout and type of their source."""
-    suffix = path.suffix.lower()
-    x = x.clamp(0, 1)
+    content = io.BytesIO()  # NumPy and Pillow do not notice all failures when they write to a file themselves
+    _encode(source, x.clamp(0, 1), path.suffix.lower(), content)
     with replacing(path) as scratch:
-        if suffix in PICTURES:
-            array = (x[0] * 255).round().byte().permute(1, 2, 0).numpy()
-            options = {"quality": 95} if suffix != ".png" else {}
-            Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(scratch, **options)
-            return
+        scratch.write_bytes(content.getbuffer())
+
+
+def _encode(source: Source, x: Tensor, suffix: str, content: io.BytesIO) -> None:
+    if suffix in ARRAYS:
         array = _like(x, source.original["x"])
-        with open(scratch, "wb") as f:
-            if suffix == ".npy":
-                np.save(f, array)
-            else:
-                np.savez_compressed(f, **source.original | {"x": array})
+        if suffix == ".npy":
+            np.save(content, array)
+        else:
+            np.savez_compressed(content, **source.original | {"x": array})
+        return
+    array = (x[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    kind, options = ("PNG", {}) if suffix == ".png" else ("JPEG", {"quality": 95})
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(content, kind, **options)
 
 
 def _like(x: Tensor, original: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Networks on disk: safetensors with a card beside them. Nothing executes code from a file."""
 
 import hashlib
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -9,7 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from ..classifiers.small import SmallCNN
@@ -65,7 +67,7 @@ def save(path: Path, model: nn.Module, card: Card) -> Card:
     """Writes ``path`` (.safetensors) and its card (.json), each whole or not at all; returns the completed card."""
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     with replacing(path) as scratch:
-        save_file(state, scratch)
+        scratch.write_bytes(to_bytes(state))
         sha256 = _sha256(scratch)
     facts = asdict(card) | {"sha256": sha256, "parameters": sum(t.numel() for t in state.values())}
     write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
@@ -138,8 +140,10 @@ def _sha256(path: Path) -> str:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes a training state atomically."""
+    content = io.BytesIO()
+    torch.save(state, content)
     with replacing(path) as scratch:
-        torch.save(state, scratch)
+        scratch.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

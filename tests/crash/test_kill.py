@@ -1,0 +1,96 @@
+"""kill -9 at any moment: the same command goes on, and ends where an uninterrupted one does."""
+
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lustral.shell import weights
+from lustral.shell.cli import main
+
+IMAGES = 8
+STAGES = ("clean", "null", "exact", "fixed")
+EVALUATION = [
+    f"--images={IMAGES}",
+    f"--stages=[{','.join(STAGES)}]",
+    "--purification.steps=3",
+    "--search.steps=3",
+    "--search.eot=2",
+    "--draws=4",
+    "--micro_batch=32",
+    "--resources.threads=1",
+]
+TRAINING = ["--width=8", "--recipe.steps=80", "--recipe.batch=16", "--threads=1"]
+SAVING_ALWAYS = "from lustral.shell import tasks; tasks.SAVE_EVERY = 0.0; from lustral.shell.cli import entry; entry()"
+PATIENCE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """The commands below set the number of threads of this process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def kill_when(reached: Callable[[], bool], program: list[str], pause: float) -> bool:
+    """Starts a program, kills it ``pause`` seconds after a condition holds, and says whether it still ran then."""
+    process = subprocess.Popen([sys.executable, *program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None and not reached() and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(pause)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def finished(folder: Path) -> int:
+    """Images in the ledger, over all stages."""
+    try:
+        with sqlite3.connect(f"file:{folder / 'ledger.sqlite'}?mode=ro", uri=True) as db:
+            return db.execute("SELECT COUNT(*) FROM candidates").fetchone()[0]
+    except sqlite3.OperationalError:  # there is no ledger yet, or no table in it
+        return -1
+
+
+def test_an_evaluation_killed_five_times_ends_with_the_same_ledger(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(["evaluate", str(whole), *EVALUATION]) == 0
+    chance, seen = random.Random(5), []
+    # From the creation of the ledger to the last stage, and a few milliseconds on.
+    for after, batch in zip((0, 1, *sorted(chance.sample(range(2, 3 * IMAGES), 3))), (1, 3, 2, 5, 4), strict=True):
+        program = ["-m", "lustral", "evaluate", str(killed), *EVALUATION, f"--resources.batch={batch}"]
+        assert kill_when(lambda after=after: finished(killed) >= after, program, chance.uniform(0, 0.03))
+        seen.append(finished(killed))
+    assert 0 <= seen[0] <= seen[1] <= seen[2] <= seen[3] <= seen[4] < IMAGES * len(STAGES)
+    assert main(["evaluate", str(killed), *EVALUATION, "--resources.batch=7"]) == 0
+    found, expected = (json.loads((place / "results.json").read_text()) for place in (killed, whole))
+    assert found["ledger_digest"] == expected["ledger_digest"]
+    same = ("accuracy", "low", "high", "single_draw", "worst_of", "majority_of", "mean_logit_of", "max_distance")
+    for a, b in zip(found["rows"], expected["rows"], strict=True):
+        assert {name: a[name] for name in same} == {name: b[name] for name in same}
+
+
+def test_a_killed_training_ends_with_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    checkpoint = killed.with_suffix(".checkpoint")
+    assert main(["train", "classifier", str(whole), *TRAINING]) == 0
+
+    def step() -> int:
+        return weights.load_checkpoint(checkpoint)["step"] if checkpoint.exists() else 0
+
+    program = ["-c", SAVING_ALWAYS, "train", "classifier", str(killed), *TRAINING]
+    assert kill_when(lambda: step() >= 20, program, pause=0.004)
+    assert 20 <= step() < 80
+    assert not killed.exists()
+    assert main(["train", "classifier", str(killed), *TRAINING]) == 0
+    assert killed.read_bytes() == whole.read_bytes()
+    assert not checkpoint.exists()

@@ -1,0 +1,230 @@
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+from components import SHAPE, images
+
+from lustral.core.errors import UserError
+from lustral.core.noise import Key
+from lustral.defence import Defence
+from lustral.evaluate.metrics import margins
+from lustral.evaluate.protocol import Chunk, Job, Stage, System
+from lustral.shell.ledger import Ledger
+
+SPEC = {"key": {"seed": 0}, "jobs": [{"stage": "clean", "images": 6}]}
+DRAWS, CLASSES = 3, 4
+
+
+def chunk(ids: list[int], system: str = "s", stage: str = "clean", seconds: float = 1.0) -> Chunk:
+    """Results of images that depend on their ids alone."""
+    rng, n = Key(1).rng(torch.tensor(ids)), len(ids)
+    y = torch.tensor([i % CLASSES for i in ids])
+    logits = rng.fold("logits").normal(torch.empty(n, DRAWS, CLASSES))
+    x = rng.fold("x").uniform(torch.empty(n, *SHAPE))
+    distance, distance_8bit, loss = rng.fold("rest").uniform(torch.empty(n, 3)).unbind(dim=1)
+    looks = torch.arange(n) + 5
+    repaired = torch.tensor([i % 2 == 0 for i in ids])
+    job = Job(System(system, Defence(lambda x: x)), Stage(stage), 6)
+    return Chunk(
+        job, torch.tensor(ids), y, x, distance, distance_8bit, repaired, loss, torch.zeros_like(looks), logits, seconds, 10, 4
+    )
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    return tmp_path / "run" / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(place) -> Ledger:
+    with Ledger(place, SPEC) as found:
+        yield found
+
+
+def test_what_is_written_is_read_back_to_the_bit_in_the_order_of_ids(ledger):
+    ledger.write(chunk([4, 1]))
+    ledger.write(chunk([3, 0]))
+    expected, found = chunk([0, 1, 3, 4]), ledger.outcomes("s", "clean")
+    for name in ("ids", "y", "logits", "repaired", "x"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert torch.equal(found.distance.float(), expected.distance)
+
+
+def test_every_draw_has_a_row_with_its_label_and_margin(ledger, place):
+    expected = chunk([4, 1])
+    ledger.write(expected)
+    with sqlite3.connect(place) as db:
+        rows = db.execute("SELECT image, draw, label, margin FROM draws ORDER BY image, draw").fetchall()
+    assert len(rows) == 2 * DRAWS
+    for image, draw, label, margin in rows:
+        i = expected.ids.tolist().index(image)
+        assert label == int(expected.logits[i, draw].argmax())
+        assert margin == pytest.approx(float(margins(expected.logits, expected.y)[i, draw]))
+
+
+def test_what_is_done_survives_closing(ledger, place):
+    ledger.write(chunk([4, 1]))
+    ledger.write(chunk([2], stage="other"))
+    ledger.close()
+    with Ledger(place, SPEC) as again:
+        assert again.done("s", "clean") == {1, 4}
+        assert again.done("s", "other") == {2}
+        assert again.done("t", "clean") == set()
+
+
+def test_costs_add_up_over_chunks(ledger):
+    ledger.write(chunk([4, 1], seconds=1.5))
+    ledger.write(chunk([2], seconds=2.0))
+    assert ledger.cost("s", "clean") == (3.5, 20, 8)
+
+
+def test_the_digest_depends_on_neither_order_nor_chunks_nor_costs(tmp_path):
+    one, two = Ledger(tmp_path / "1.sqlite", SPEC), Ledger(tmp_path / "2.sqlite", SPEC)
+    one.write(chunk([0, 1, 2, 3]))
+    one.write(chunk([0, 1], stage="other"))
+    for part in (chunk([1], stage="other", seconds=9.0), chunk([3, 1]), chunk([0], stage="other"), chunk([2, 0], seconds=7.0)):
+        two.write(part)
+    assert one.digest() == two.digest()
+
+
+@pytest.mark.parametrize("field", ["y", "x", "distance", "distance_8bit", "repaired", "loss", "looks", "logits"])
+def test_the_digest_sees_the_smallest_change_of_any_result(tmp_path, field):
+    base = chunk([0, 1])
+    value = getattr(base, field).clone()
+    value[1] = torch.nextafter(value[1], value[1] + 1) if value.is_floating_point() else value[1] ^ 1
+    digests = set()
+    for name, part in (("1", base), ("2", base._replace(**{field: value}))):
+        with Ledger(tmp_path / f"{name}.sqlite", SPEC) as found:
+            found.write(part)
+            digests.add(found.digest())
+    assert len(digests) == 2
+
+
+def test_the_digest_sees_the_runs_identity(tmp_path):
+    assert Ledger(tmp_path / "1.sqlite", SPEC).digest() != Ledger(tmp_path / "2.sqlite", SPEC | {"torch": "9"}).digest()
+
+
+def test_another_run_is_refused_and_the_difference_named(ledger, place):
+    ledger.write(chunk([1]))
+    before = ledger.digest()
+    other = {"key": {"seed": 7}, "jobs": SPEC["jobs"], "torch": "9"}
+    with pytest.raises(UserError, match=r"holds another run.*key\.seed: 0 → 7; torch: null → \"9\""):
+        Ledger(place, other)
+    assert ledger.digest() == before
+
+
+def test_the_same_run_is_welcome_whatever_the_order_of_its_description(ledger, place):
+    ledger.write(chunk([1]))
+    with Ledger(place, dict(reversed(SPEC.items()))) as again:
+        assert again.digest() == ledger.digest()
+
+
+def test_readers_see_whole_chunks_while_one_is_written(ledger, place):
+    """Write-ahead logging: a reader is not blocked by a writer, and sees what was committed."""
+    ledger.write(chunk([1]))
+    writer = sqlite3.connect(place, isolation_level=None)
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("DELETE FROM candidates")
+    with Ledger(place) as reader:
+        assert reader.done("s", "clean") == {1}
+    writer.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("table", ["candidates", "draws", "costs"])
+def test_a_chunk_that_fails_half_way_leaves_nothing(ledger, place, table):
+    ledger.write(chunk([1]))
+    before = ledger.digest(), ledger.cost("s", "clean")
+    with sqlite3.connect(place) as db:
+        db.execute(f"CREATE TRIGGER no BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with pytest.raises(UserError):
+        ledger.write(chunk([2, 3]))
+    assert (ledger.digest(), ledger.cost("s", "clean")) == before
+    with sqlite3.connect(place) as db:
+        db.execute("DROP TRIGGER no")
+    ledger.write(chunk([2, 3]))
+    assert ledger.done("s", "clean") == {1, 2, 3}
+
+
+def test_a_second_writer_of_the_same_images_is_told_so(ledger):
+    ledger.write(chunk([1, 2]))
+    before = ledger.digest()
+    with pytest.raises(UserError, match="another process"):
+        ledger.write(chunk([3, 2]))
+    assert ledger.digest() == before
+
+
+def test_a_full_disk_is_said_and_leaves_the_ledger_as_it_was(ledger, place, full_disk):
+    ledger.write(chunk([1]))
+    before = ledger.digest()
+    with full_disk(place.stat().st_size + 8192), pytest.raises(UserError, match="disk"):
+        for i in range(2, 200):
+            ledger.write(chunk([i], stage="more"))
+            before = ledger.digest()
+    assert ledger.digest() == before
+    ledger.close()
+    with Ledger(place, SPEC) as again:
+        assert again.digest() == before
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(place):
+    place.parent.mkdir()
+    place.write_text("no database, but quite a long text " * 100)
+    for spec in (SPEC, None):
+        with pytest.raises(UserError, match=r"no ledger or is damaged.*move it away"):
+            Ledger(place, spec)
+    assert place.read_text().startswith("no database")
+    assert [p.name for p in place.parent.iterdir()] == [place.name]
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.9])
+def test_a_truncated_ledger_is_refused(ledger, place, keep):
+    ledger.write(chunk(list(range(30))))
+    ledger.close()
+    content = place.read_bytes()
+    place.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(UserError, match="damaged"), Ledger(place, SPEC) as found:
+        found.digest()
+        found.outcomes("s", "clean")
+
+
+def test_damage_anywhere_ends_in_a_sentence_or_is_harmless(ledger, place):
+    """Noise over some bytes of the file: what can still be read may be read, and nothing else than a sentence is raised."""
+    for first in range(0, 60, 5):
+        ledger.write(chunk(list(range(first, first + 5))))
+    ledger.close()
+    content, refused = place.read_bytes(), 0
+    for seed in range(80):
+        size = (16, 512, 4096)[seed % 3]
+        noise, where = Key(seed).rng(1).uniform(torch.empty(1, 4097)), bytearray(content)
+        start = int(noise[0, 4096] * (len(content) - size))
+        where[start : start + size] = (255 * noise[0, :size]).byte().numpy().tobytes()
+        place.write_bytes(where)
+        try:
+            with Ledger(place, SPEC) as found:
+                found.done("s", "clean")
+                found.outcomes("s", "clean")
+                found.cost("s", "clean")
+                found.digest()
+        except UserError as e:
+            assert "damaged" in str(e) or "Cannot use" in str(e) or "holds" in str(e), e
+            refused += 1
+    assert refused > 30
+
+
+def test_a_folder_without_a_run_is_said(tmp_path):
+    with pytest.raises(UserError, match="There is no run at"):
+        Ledger(tmp_path / "ledger.sqlite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_never_run_is_said(ledger):
+    with pytest.raises(UserError, match="nothing for system 's' and stage 'clean'"):
+        ledger.outcomes("s", "clean")
+
+
+def test_images_of_other_shapes_keep_theirs(ledger):
+    colour = images(2, (3, 4, 6))
+    ledger.write(chunk([0, 1])._replace(x=colour))
+    assert torch.equal(ledger.outcomes("s", "clean").x, colour)
