@@ -18,7 +18,7 @@ def images(x: Tensor, name: str = "images") -> Tensor:
         raise UserError(f"{name} must be floating point in [0, 1], not {str(x.dtype).removeprefix('torch.')}{hint}.")
     if x.numel() and not bool(torch.isfinite(x).all()):
         raise UserError(f"{name} contain NaN or infinite values; clean them before purifying.")
-    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
+    low, high = (x.min().item(), x.max().item()) if x.numel() else (0.0, 0.0)
     if low < -1e-6 or high > 1 + 1e-6:
         hint = "divide by 255" if high > 2 else "map [-1, 1] by (x + 1) / 2" if low >= -1 - 1e-6 else "rescale them"
         raise UserError(f"{name} must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; {hint}.")

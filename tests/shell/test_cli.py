@@ -1,0 +1,306 @@
+"""Every command from end to end, on tiny settings."""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from digits import EPS, digits
+from PIL import Image
+
+from lustral.core import kernel
+from lustral.core.noise import Key
+from lustral.evaluate import metrics, protocol
+from lustral.purifiers.presets import diffpure
+from lustral.shell import weights
+from lustral.shell.cli import COMMANDS, main
+from lustral.shell.ledger import Ledger
+
+SMALL = ["--purification.steps=2", "--seed=3"]
+RUN = ["--images=5", "--stages=[clean, null, bpda, exact, fixed]", "--purification.steps=2", "--search.steps=2"]
+RUN += ["--search.eot=2", "--draws=6", "--micro_batch=16", "--resources.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run") / "made" / "here"
+    threads = torch.get_num_threads()
+    assert main(["evaluate", str(folder), *RUN]) == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
+def digits_as_pictures(folder: Path) -> None:
+    """A folder of all formats, with folders inside."""
+    (folder / "deep" / "er").mkdir(parents=True)
+    x = digits(4).x
+    Image.fromarray((255 * x[0, 0]).byte().numpy()).save(folder / "a.png")
+    Image.fromarray((255 * x[1, 0]).byte().numpy()).resize((24, 16)).save(folder / "deep" / "b.JPG", "JPEG")
+    np.save(folder / "deep" / "c.npy", (255 * x[:, 0]).byte().numpy())
+    np.savez(folder / "deep" / "er" / "d.npz", x=x.numpy().astype(np.float64), y=np.arange(4), note=np.array("kept"))
+    (folder / "read.me").write_text("not an image")
+
+
+def test_purify_keeps_structure_formats_and_types(lustral, tmp_path):
+    digits_as_pictures(Path("in"))
+    assert lustral("purify", "in", "out", *SMALL) == 0
+    names = ["a.png", "deep/b.JPG", "deep/c.npy", "deep/er/d.npz"]
+    assert sorted(str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file()) == names
+    with Image.open("out/a.png") as a, Image.open("out/deep/b.JPG") as b:
+        assert (a.format, a.mode, a.size) == ("PNG", "L", (8, 8))
+        assert (b.format, b.mode, b.size) == ("JPEG", "L", (24, 16))
+    c, d = np.load("out/deep/c.npy"), np.load("out/deep/er/d.npz")
+    assert (c.dtype, c.shape) == (np.uint8, (4, 8, 8))
+    assert (d["x"].dtype, d["x"].shape) == (np.float64, (4, 1, 8, 8))
+    assert d["y"].tolist() == [0, 1, 2, 3]
+    assert str(d["note"]) == "kept"
+    assert 0 < np.abs(d["x"] - np.load("in/deep/er/d.npz")["x"]).mean() < 0.3
+
+
+def test_the_same_seed_purifies_the_same_in_any_batch(lustral, tmp_path, tree):
+    digits_as_pictures(Path("in"))
+    for out, *options in (("one", "--batch=1"), ("two", "--batch=64")):
+        assert lustral("purify", "in", out, *SMALL, *options) == 0
+    one, two = (np.load(f"{out}/deep/er/d.npz")["x"] for out in ("one", "two"))
+    assert np.allclose(one, two, atol=1e-4)
+    assert lustral("purify", "in", "again", *SMALL, "--batch=64") == 0
+    assert tree(Path("again")) == tree(Path("two"))
+
+
+def test_without_a_seed_nobody_can_replay(lustral):
+    np.save("in.npy", digits(2).x.numpy())
+    for out in ("one.npy", "two.npy"):
+        assert lustral("purify", "in.npy", out, "--purification.steps=2") == 0
+    assert not np.allclose(np.load("one.npy"), np.load("two.npy"), atol=1e-3)
+
+
+def test_purify_is_the_librarys_purification_with_positions_as_ids(lustral):
+    x = digits(5).x
+    np.save("in.npy", x.numpy())
+    assert lustral("purify", "in.npy", "out.npy", *SMALL, "--batch=2") == 0
+    expected = kernel.purify(diffpure(weights.load("digits-unet", "denoiser")[0], 0.1, steps=2), x, Key(3).rng(5))
+    assert np.allclose(np.load("out.npy"), expected.clamp(0, 1).numpy(), atol=1e-4)
+
+
+def test_a_picture_goes_into_a_folder_under_its_name(lustral):
+    digits_as_pictures(Path("in"))
+    Path("out").mkdir()
+    assert lustral("purify", "in/a.png", "out", "--purification.method=adp", "--purification.steps=2") == 0
+    assert [p.name for p in Path("out").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", 1.0), ("l1", 4.0)])
+def test_attack_writes_candidates_within_eps(lustral, capsys, norm, eps):
+    options = [f"--threat.norm={norm}", f"--threat.eps={eps}", "--search.steps=4", "--search.eot=2", "--resources.batch=3"]
+    assert lustral("attack", "out.npz", "--images=5", "--purification.steps=2", *options) == 0
+    with np.load("out.npz") as found:
+        x, x0, y, ids = (found[name] for name in ("x", "x0", "y", "ids"))
+    assert np.array_equal(x0, digits(5).x)
+    assert np.array_equal(y, digits(5).y)
+    assert np.array_equal(ids, digits(5).ids)
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    distance = np.linalg.norm((x - x0).reshape(5, -1), order, axis=1)
+    assert (distance <= eps + 1e-5).all()
+    assert (distance > eps / 2).all()
+    assert x.min() >= 0
+    assert x.max() <= 1
+    assert "fresh draws on each of 5 images are still right" in capsys.readouterr().out
+
+
+def test_attacked_images_can_be_evaluated(lustral):
+    assert lustral("attack", "out.npz", "--images=3", "--purification.method=none", "--search.steps=3") == 0
+    assert lustral("evaluate", "run", "--data=out.npz", "--stages=[clean]", "--purification.steps=1", "--draws=2") == 0
+    assert json.loads(Path("run/results.json").read_text())["data"]["images"] == 3
+
+
+def test_evaluate_leaves_a_ledger_results_pictures_and_a_page(run):
+    assert {p.name for p in run.iterdir()} == {"ledger.sqlite", "results.json", "pictures.npz", "report.html"}
+    page = (run / "report.html").read_text()
+    assert page.lstrip().startswith("<!")
+    found = json.loads((run / "results.json").read_text())
+    assert found["ledger_digest"] in page or found["run"] in page
+
+
+def test_results_hold_all_that_is_promised(run):
+    found = json.loads((run / "results.json").read_text())
+    assert {"lustral", "run", "ledger_digest", "versions", "title", "command", "seed"} <= found.keys()
+    assert {"data", "threat", "seconds", "rows", "ordering", "paired", "notes"} <= found.keys()
+    assert {"name", "split", "images", "sha256"} <= found["data"].keys()
+    assert found["threat"] == {"norm": "linf", "eps": 0.1875, "why": ""}
+    assert [row["stage"] for row in found["rows"]] == ["clean", "null", "bpda", "exact", "fixed"]
+    fields = "system stage gradient loss norm eps steps eot looks restarts knowledge images draws vote accuracy low high"
+    fields += " single_draw worst_of majority_of mean_logit_of null seconds forward backward repaired max_distance"
+    for row in found["rows"]:
+        assert set(fields.split()) <= row.keys()
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+        assert row["images"] == 5
+        assert row["null"] == found["rows"][1]["accuracy"]
+        assert row["max_distance"] <= 0.1875 + 1e-6
+        assert row["repaired"] == 0
+    assert found["rows"][0]["max_distance"] == 0
+    assert found["rows"][3]["max_distance"] > 0.1
+
+
+def test_results_are_folds_of_the_ledger(run):
+    found = json.loads((run / "results.json").read_text())
+    with Ledger(run / "ledger.sqlite") as ledger:
+        assert ledger.digest() == found["ledger_digest"]
+        for row in found["rows"]:
+            held = ledger.outcomes("diffpure", row["stage"])
+            right = held.logits.argmax(dim=-1) == held.y[:, None]
+            assert row["draws"] == right.shape[1] == (1 if row["stage"] == "fixed" else 6)
+            assert row["accuracy"] == pytest.approx(float(right.double().mean()))
+            assert row["worst_of"] == {str(k): metrics.worst_of(right, k).value for k in (5,) if k <= right.shape[1]}
+
+
+def test_the_meters_count_what_the_network_did(run):
+    """Two network rows per purification: 5 images × 6 judging draws, and 3 looks × 2 draws before that."""
+    rows = {row["stage"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
+    assert (rows["clean"]["forward"], rows["clean"]["backward"]) == (5 * 6 * 2, 0)
+    assert (rows["null"]["forward"], rows["null"]["backward"]) == (5 * (6 + 3 * 2) * 2, 0)
+    assert rows["bpda"]["backward"] == 0
+    assert 0 < rows["exact"]["backward"] <= 5 * 2 * 2 * 2
+    assert rows["exact"]["forward"] <= 5 * (6 + 3 * 2 + 2 * 2) * 2
+
+
+def test_a_finished_run_is_not_run_again(run, tmp_path, monkeypatch, lustral):
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    before = json.loads((folder / "results.json").read_text())
+    monkeypatch.setattr(protocol, "run", lambda *_: pytest.fail("a finished stage was run again"))
+    assert lustral("evaluate", folder, *RUN) == 0
+    after = json.loads((folder / "results.json").read_text())
+    for name in ("run", "ledger_digest", "rows", "ordering", "seconds"):
+        assert after[name] == before[name]
+
+
+def test_more_images_are_another_run(run, tmp_path, capsys, lustral):
+    shutil.copytree(run, tmp_path / "copy")
+    assert lustral("evaluate", tmp_path / "copy", *RUN, "--images=6") == 2
+    assert "It differs in data" in capsys.readouterr().err
+
+
+def test_null_needs_no_quotes_in_a_list_of_stages(run):
+    """YAML reads it as nothing there; the run above was asked for [clean, null, bpda, exact, fixed]."""
+    assert json.loads((run / "results.json").read_text())["rows"][1]["stage"] == "null"
+
+
+def test_report_makes_the_same_page_again(run, tmp_path, lustral):
+    shutil.copytree(run, tmp_path / "copy")
+    page = tmp_path / "copy" / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert lustral("report", tmp_path / "copy") == 0
+    assert page.read_text() == before
+
+
+def test_list_names_everything(lustral, capsys):
+    assert lustral("list") == 0
+    said = capsys.readouterr().out
+    for name in ("digits-cnn", "digits-unet", "diffpure", "adp", "sde", "heun", "majority", "mean-logits", "fixed", "null"):
+        assert name in said
+
+
+def test_show_prints_a_card_as_json(lustral, capsys):
+    assert lustral("show", "digits-unet") == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["name"] == "digits-unet"
+    assert card["kind"] == "denoiser"
+    assert {"sha256", "licence", "command", "measured", "recipe", "versions"} <= card.keys()
+
+
+def test_show_prints_the_table_of_a_run(run, lustral, capsys):
+    assert lustral("show", run) == 0
+    said = capsys.readouterr().out
+    found = json.loads((run / "results.json").read_text())
+    for row in found["rows"]:
+        assert any(row["stage"] in line and f"{row['accuracy']:.1%}" in line for line in said.splitlines())
+    assert "null ≥ exact" in said
+
+
+def test_train_writes_weights_that_can_be_used_at_once(lustral, capsys):
+    options = ["--width=8", "--recipe.steps=60", "--recipe.batch=64", "--recipe.lr=0.01"]
+    assert lustral("train", "classifier", "net.safetensors", *options) == 0
+    assert {p.name for p in Path().iterdir()} == {"net.safetensors", "net.json"}
+    card = json.loads(Path("net.json").read_text())
+    assert card["measured"]["test_accuracy"] > 0.5
+    assert card["recipe"]["steps"] == 60
+    arguments = ["--classification.classifier=net.safetensors", "--purification.method=none", "--stages=[clean]"]
+    assert lustral("evaluate", "run", *arguments, "--images=597") == 0
+    row = json.loads(Path("run/results.json").read_text())["rows"][0]
+    assert row["accuracy"] == pytest.approx(card["measured"]["test_accuracy"], abs=1e-4)
+
+
+def test_a_denoiser_can_be_trained_and_purifies(lustral):
+    options = ["--width=4", "--recipe.steps=3", "--recipe.batch=8"]
+    assert lustral("train", "denoiser", "net.safetensors", *options) == 0
+    assert json.loads(Path("net.json").read_text())["measured"].keys() >= {"test_rmse_at_0.1"}
+    np.save("in.npy", digits(2).x.numpy())
+    assert lustral("purify", "in.npy", "out.npy", "--purification.denoiser=net.safetensors", *SMALL) == 0
+
+
+def test_printed_configurations_are_read_back(lustral):
+    """--print_config of some options gives a file that means the same options."""
+    options = ["--search.steps=7", "--threat.eps=0.1", "--stages=[clean, exact]", "--micro_batch=null", "--seed=9"]
+    texts = []
+    for arguments in (options, ["--config=c.yaml"]):
+        printed = StringIO()
+        with redirect_stdout(printed), pytest.raises(SystemExit) as end:
+            lustral("evaluate", "run", *arguments, "--print_config")
+        assert end.value.code in (0, None)
+        texts.append(printed.getvalue())
+        Path("c.yaml").write_text(texts[-1])
+    assert texts[0] == texts[1]
+    assert "steps: 7" in texts[0]
+
+
+def test_a_configuration_file_runs(lustral):
+    Path("c.yaml").write_text(
+        "images: 2\nstages: [clean, null]\ndraws: 2\npurification: {steps: 1}\nsearch: {steps: 1, eot: 1}\nseed: 4\n"
+    )
+    assert lustral("evaluate", "run", "--config=c.yaml", "--seed=5") == 0
+    found = json.loads(Path("run/results.json").read_text())
+    assert [row["stage"] for row in found["rows"]] == ["clean", "null"]
+    assert found["seed"] == 5
+
+
+def test_an_interrupted_command_says_how_to_go_on(lustral, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(protocol, "run", interrupt)
+    assert lustral("evaluate", "run", *RUN) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert COMMANDS[command].__doc__.splitlines()[0] in " ".join(said.split())
+
+
+def test_help_comes_at_once():
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "lustral", "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    assert statistics.median(seconds() for _ in range(3)) < 1.0
+
+
+def test_neither_the_package_nor_its_help_loads_torch():
+    script = "import sys, lustral, lustral.shell.cli; print(sorted({'torch', 'numpy', 'scipy'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,122 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from components import scramble
+from digits import digits
+
+from lustral.core.errors import UserError
+from lustral.core.noise import Key
+from lustral.shell import data, weights
+
+CARD = weights.Card(
+    name="own",
+    kind="denoiser",
+    architecture={"type": "EDM", "net": {"type": "UNet", "channels": 1, "width": 4, "mult": [1, 2], "blocks": 1}},
+    data="digits",
+    image=[1, 8, 8],
+    command="lustral train",
+)
+
+
+def net():
+    return scramble(weights.build(CARD.architecture))
+
+
+def test_what_is_saved_is_loaded_frozen_with_the_same_outputs(tmp_path):
+    place, model, x = tmp_path / "deep" / "own.safetensors", net(), digits(3).x
+    written = weights.save(place, model, CARD)
+    found, card = weights.load(str(place), "denoiser")
+    sigma = torch.full((3,), 0.2)
+    assert torch.equal(found(x, sigma), model(x, sigma))
+    assert card == written
+    assert not found.training
+    assert not any(p.requires_grad for p in found.parameters())
+    assert card.parameters == sum(p.numel() for p in model.parameters())
+    assert {p.name for p in place.parent.iterdir()} == {"own.safetensors", "own.json"}
+
+
+def test_lists_in_a_card_become_the_tuples_that_networks_expect():
+    model = weights.build(CARD.architecture | {"net": CARD.architecture["net"] | {"attention": [1]}})
+    assert sum("qkv" in name for name in model.state_dict()) > 0
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "digits-unet"])
+def test_shipped_weights_are_found_by_name_and_match_their_cards(name):
+    card = weights.card(weights.find(name))
+    model, loaded = weights.load(name, card.kind)
+    assert loaded == card
+    assert card.name == name
+    assert card.parameters == sum(p.numel() for p in model.parameters())
+    assert card.licence
+    assert card.command.startswith("lustral train")
+
+
+def test_the_shipped_classifier_is_as_accurate_as_its_card_says():
+    model, card = weights.load("digits-cnn", "classifier")
+    test = data.load("digits", "test")
+    share = (model(test.x).argmax(dim=1) == test.y).float().mean().item()
+    assert share == pytest.approx(card.measured["test_accuracy"], abs=0.002)
+
+
+def test_the_shipped_denoiser_is_as_good_as_its_card_says():
+    """Root mean square error on test digits, with noise of another seed than the card's."""
+    model, card = weights.load("digits-unet", "denoiser")
+    x = data.load("digits", "test").x
+    for sigma in (0.05, 0.1, 0.2, 0.3):
+        noisy = x + sigma * Key(8).rng(len(x)).normal(x)
+        error = (model(noisy, torch.full((len(x),), sigma)) - x).square().mean().sqrt().item()
+        assert error == pytest.approx(card.measured[f"test_rmse_at_{sigma}"], rel=0.03)
+        assert error < sigma
+
+
+def test_a_path_goes_before_a_suggestion(tmp_path):
+    assert weights.find(str(tmp_path / "a.safetensors")) == tmp_path / "a.safetensors"
+    with pytest.raises(UserError, match="Did you mean 'digits-cnn'"):
+        weights.find("digits-cn")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".pkl", ".bin"])
+def test_pickles_are_refused_before_they_are_opened(tmp_path, suffix):
+    with pytest.raises(UserError, match="is a pickle, which can run code"):
+        weights.find(str(tmp_path / f"absent{suffix}"))
+
+
+def test_one_flipped_bit_is_found(tmp_path):
+    place = tmp_path / "own.safetensors"
+    weights.save(place, net(), CARD)
+    content = bytearray(place.read_bytes())
+    content[-5] ^= 1
+    place.write_bytes(content)
+    with pytest.raises(UserError, match="damaged or was changed"):
+        weights.load(str(place), "denoiser")
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    place = tmp_path / "own.safetensors"
+    wider = replace(CARD, architecture=CARD.architecture | {"net": CARD.architecture["net"] | {"width": 8}})
+    weights.save(place, net(), wider)
+    with pytest.raises(UserError, match="does not hold the network that its card describes"):
+        weights.load(str(place), "denoiser")
+
+
+def test_a_card_of_another_version_is_refused(tmp_path):
+    place = tmp_path / "own.safetensors"
+    weights.save(place, net(), CARD)
+    facts = json.loads(place.with_suffix(".json").read_text())
+    place.with_suffix(".json").write_text(json.dumps(facts | {"colour": "blue"}))
+    with pytest.raises(UserError, match="is no card of this version.*colour"):
+        weights.load(str(place), "denoiser")
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    state = {"model": {"w": torch.ones(3)}, "optimiser": {"state": {}}, "average": {"w": torch.zeros(3)}, "step": 7}
+    state["identity"] = {"recipe": {"lr": 0.1, "mult": [1, 2]}}
+    weights.save_checkpoint(tmp_path / "a.checkpoint", state)
+    found = weights.load_checkpoint(tmp_path / "a.checkpoint")
+    assert torch.equal(found["model"]["w"], torch.ones(3))
+    assert {name: found[name] for name in ("step", "identity", "optimiser")} == {
+        name: state[name] for name in ("step", "identity", "optimiser")
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["a.checkpoint"]
