@@ -1,4 +1,4 @@
-"""What the tests of whole evaluations share: the shipped networks, a few digits, defences and plans that take seconds."""
+"""What the tests of whole evaluations share: the shipped networks, a few digits, plans that take seconds."""
 
 from collections.abc import Sequence
 
@@ -36,8 +36,10 @@ def plan(
     }
     systems = [build.system(name, *parts, micro_batch) for name, parts in how.items()]
     search = Search(steps=2, eot=2)
-    # L2 steps have the length of the gradient's last bit, which the sign of an Linf step hides.
+    # An L2 step depends on every bit of the gradient; the sign of an Linf step hides the last ones.
     threats = {"exact": L2(1.0)} | dict.fromkeys(("clean", "null", "bpda", "fixed"), Linf(EPS))
     return [
-        Job(system, build.stage(name, threats[name], search, resources, draws=2), images) for system in systems for name in stages
+        Job(system, build.stage(name, threats[name], search, resources, draws=2), images)
+        for system in systems
+        for name in stages
     ]

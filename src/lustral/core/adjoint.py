@@ -120,7 +120,7 @@ class _Run:
             self.inputs.append(state)
             probe = self.budget > 0 and i < 2
             if probe or i >= keep_from:
-                sizes, graph = _graph(self.step, i, state)
+                sizes, graph = _graph(self.step, i, state, measure=probe)
                 state = _map(Tensor.detach, graph[1])
                 if probe:
                     measured.append((sizes, graph))
@@ -165,7 +165,7 @@ class _Unroll(torch.autograd.Function):
         return None, *run.backward(list(grads))
 
 
-def _graph(step: Step, i: int, state: State, measure: bool = True) -> tuple[dict[int, int], tuple[State, State]]:
+def _graph(step: Step, i: int, state: State, measure: bool) -> tuple[dict[int, int], tuple[State, State]]:
     """One step with its autograd graph: the bytes of each storage that it saved, and (input state, output state)."""
     sizes: dict[int, int] = {}
 

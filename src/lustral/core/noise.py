@@ -11,12 +11,12 @@ PyTorch's CPU generator is not used because it keeps only 32 bits of a seed and 
 
 import hashlib
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -112,31 +112,35 @@ class Rng:
         if like.shape[0] != len(self):
             raise UserError(f"The noise source has {len(self)} rows but the batch has {like.shape[0]}; index it alike.")
         out = np.empty((len(self), like[0].numel() if len(self) else 0), dtype=np.float32)
-        rows = _Rows(self.key.philox(kind))
-        _note(rows.key, self.ids, self.draws)
+        key = self.key.philox(kind)
+        _note(key, self.ids, self.draws)
+        _rows.take(key)
         for row, sample, draw in zip(out, self.ids.tolist(), self.draws.tolist(), strict=True):
-            draw_row(rows.at(sample, draw), row)
+            draw_row(_rows.at(sample, draw), row)
         return torch.from_numpy(out).view(like.shape).to(like)
 
 
-class _Rows:
-    """One Philox generator that is moved from address to address; building one per row costs five times more."""
+class _Rows(threading.local):
+    """This thread's Philox generator, moved from address to address; one built per row would cost five times more."""
 
-    def __init__(self, key: np.ndarray):
-        self.key = key
+    def __init__(self):
         self._bits = np.random.Philox(key=0)
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state
+        self._counter = self._state["state"]["counter"]
+
+    def take(self, key: np.ndarray) -> None:
+        """Uses a key for the addresses that follow."""
         self._state["state"]["key"] = key
 
-    @cached_property
-    def _counter(self) -> np.ndarray:
-        return self._state["state"]["counter"]
-
     def at(self, sample: int, draw: int) -> np.random.Generator:
+        """The generator at the start of an address's own noise."""
         self._counter[:] = (0, draw & 0xFFFFFFFFFFFFFFFF, sample & 0xFFFFFFFFFFFFFFFF, 0)
         self._bits.state = self._state
         return self._generator
+
+
+_rows = _Rows()
 
 
 def _note(key: np.ndarray, ids: Tensor, draws: Tensor) -> None:

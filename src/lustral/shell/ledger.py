@@ -96,7 +96,12 @@ class Ledger:
             raise UserError(
                 f"{self.path} is being filled by another process too; let that finish, then run again."
             ) from e
-        except (sqlite3.DatabaseError, zlib.error, ValueError, TypeError) as e:  # the last three: bytes that are no result
+        except (
+            sqlite3.DatabaseError,
+            zlib.error,
+            ValueError,
+            TypeError,
+        ) as e:  # bytes that are no result
             raise UserError(f"{self.path} is no ledger or is damaged ({e}); move it away and run again.") from e
 
     def _rows(self, query: str, *values: str) -> list[tuple]:
