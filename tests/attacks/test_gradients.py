@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from components import SHAPE, images, net_denoiser
@@ -144,7 +146,7 @@ def test_under_known_noise_all_draws_are_one():
     assert torch.allclose(one.grad, three.grad, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [exact, bpda, lambda eot: surrogate(purifier(), eot)], ids=["exact", "bpda", "surrogate"])
+@pytest.mark.parametrize("kind", [exact, bpda, partial(surrogate, purifier())], ids=["exact", "bpda", "surrogate"])
 def test_no_draws_at_all_are_refused(kind):
     with pytest.raises(UserError, match="at least 1 draw"):
-        kind(0)
+        kind(eot=0)

@@ -9,6 +9,10 @@ from lustral.core.noise import Key
 Y = torch.tensor([0, 3, 1, 4, 2, 2])
 
 
+def rows() -> list[tuple[list[float], int]]:
+    return list(zip(logits().tolist(), Y.tolist(), strict=True))
+
+
 def logits(classes: int = 5) -> torch.Tensor:
     return 3 * Key(1).rng(len(Y)).normal(torch.empty(len(Y), classes, dtype=torch.float64))
 
@@ -20,9 +24,7 @@ def test_cross_entropy_is_minus_the_log_of_the_softmax():
 
 
 def test_margin_is_the_best_other_logit_minus_the_true_one():
-    expected = [
-        max(v for k, v in enumerate(row) if k != y) - row[y] for row, y in zip(logits().tolist(), Y.tolist(), strict=True)
-    ]
+    expected = [max(v for k, v in enumerate(row) if k != y) - row[y] for row, y in rows()]
     assert margin(logits(), Y).tolist() == pytest.approx(expected, rel=1e-12)
 
 
@@ -34,7 +36,7 @@ def test_margin_is_positive_exactly_where_the_label_is_wrong():
 
 def test_dlr_is_equation_6_of_croce_and_hein():
     expected = []
-    for row, y in zip(logits().tolist(), Y.tolist(), strict=True):
+    for row, y in rows():
         first, _, third, *_ = sorted(row, reverse=True)
         expected.append(-(row[y] - max(v for k, v in enumerate(row) if k != y)) / (first - third))
     assert dlr(logits(), Y).tolist() == pytest.approx(expected, rel=1e-12)
@@ -54,8 +56,8 @@ def test_dlr_of_two_classes_takes_the_spread_of_both():
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 def test_a_row_does_not_see_its_neighbours(loss):
     whole = loss(logits(), Y)
-    rows = torch.cat([loss(logits()[i : i + 1], Y[i : i + 1]) for i in range(len(Y))])
-    assert torch.equal(whole, rows)
+    alone = torch.cat([loss(logits()[i : i + 1], Y[i : i + 1]) for i in range(len(Y))])
+    assert torch.equal(whole, alone)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())

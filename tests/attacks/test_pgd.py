@@ -99,12 +99,13 @@ def test_the_pixel_range_bounds_the_linf_worst_case():
 
 
 def test_the_pixel_range_makes_the_l1_worst_case_a_knapsack():
-    """The pixels of the largest weights are filled up to the edge of the range, one after another, until eps is spent."""
+    """The pixels of the largest weights are filled up to the edge of the range, one by one, until eps is spent."""
     x0, eps = grey(), 2.0
     best = []
     for x in x0:
         left, gain = eps, 0.0
-        for w, v in sorted(zip(WEIGHTS.flatten().tolist(), x.flatten().tolist(), strict=True), key=lambda p: -abs(p[0])):
+        pixels = zip(WEIGHTS.flatten().tolist(), x.flatten().tolist(), strict=True)
+        for w, v in sorted(pixels, key=lambda pixel: -abs(pixel[0])):
             spent = min(left, 1 - v if w > 0 else v)
             left, gain = left - spent, gain + abs(w) * spent
         best.append(gain)

@@ -41,7 +41,7 @@ def reference(tmp_path_factory) -> Ledger:
 
 
 def test_the_evaluation_is_not_trivial(reference):
-    """Attacks move images and fool some draws, draws differ, and the systems differ: equal digests below mean something."""
+    """Attacks move images and fool some draws, draws and systems differ: equal digests below mean something."""
     found = outcomes(reference)
     assert len(found) == 15
     assert (found["diffpure", "exact"].distance > 0.1).any()

@@ -104,7 +104,9 @@ def mean_softmax(block: list[list[float]]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("vote", "rule"), [(Majority, majority), (MeanLogits, mean_logits), (MeanSoftmax, mean_softmax)], ids=lambda f: f.__name__
+    ("vote", "rule"),
+    [(Majority, majority), (MeanLogits, mean_logits), (MeanSoftmax, mean_softmax)],
+    ids=["majority", "mean logits", "mean softmax"],
 )
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 6])
 def test_votes_are_taken_in_blocks(vote, rule, k):
@@ -139,7 +141,9 @@ def test_a_vote_needs_as_many_draws():
         metrics.voted(logits(), Y, Majority(DRAWS + 1))
 
 
-@pytest.mark.parametrize(("only_a", "only_b", "both", "neither"), [(5, 1, 3, 2), (0, 4, 2, 0), (7, 7, 0, 1), (1, 0, 0, 0)])
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "both", "neither"), [(5, 1, 3, 2), (0, 4, 2, 0), (7, 7, 0, 1), (1, 0, 0, 0)]
+)
 def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(only_a, only_b, both, neither):
     a = torch.tensor([1] * only_a + [0] * only_b + [1] * both + [0] * neither).bool()
     b = torch.tensor([0] * only_a + [1] * only_b + [1] * both + [0] * neither).bool()

@@ -120,11 +120,11 @@ def test_a_job_takes_the_first_images_of_the_data():
     assert [chunk.ids.tolist() for chunk in evaluate(jobs, data(5), KEY)] == [[5, 3], [5, 3, 8, 1, 9]]
 
 
-@pytest.mark.parametrize("begin", [lambda jobs: describe(jobs, data(), KEY), lambda jobs: next(evaluate(jobs, data(), KEY))])
+@pytest.mark.parametrize("begin", [describe, lambda *plan: next(evaluate(*plan))], ids=["describe", "evaluate"])
 @pytest.mark.parametrize(("names", "reason"), [(("a", "b", "a"), "names of their own"), ((), "at least one stage")])
 def test_a_plan_without_stages_or_with_two_of_one_name_is_refused(begin, names, reason):
     with pytest.raises(UserError, match=reason):
-        begin([Job(system(), Stage(name, None, 1), N) for name in names])
+        begin([Job(system(), Stage(name, None, 1), N) for name in names], data(), KEY)
 
 
 @pytest.mark.parametrize(("options", "reason"), [({"draws": 0}, "at least 1"), ({"knowledge": "some"}, "fresh")])

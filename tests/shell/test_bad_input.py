@@ -23,6 +23,7 @@ from lustral.shell.cli import main
 from lustral.shell.options import Classification, Purification, Resources, Search, ThreatModel
 from lustral.training.recipe import Recipe
 
+PNG = ["purify", "in.png", "out.png", "--purification.steps=1"]
 PURIFY = ["purify", "in.npy", "out.npy", "--purification.steps=1"]
 EVALUATE = ["evaluate", "run", "--images=2", "--stages=[clean,exact]", "--purification.steps=1", "--search.steps=1"]
 EVALUATE += ["--search.eot=1", "--draws=1"]
@@ -74,7 +75,7 @@ def picture(name: str = "in.png", **save_options) -> None:
 
 
 def weights_file(change: Callable[[dict], dict] = dict, cut_to: float = 1.0, honest: bool = True) -> list[str]:
-    """A denoiser of one's own: a copy of the shipped one, its card changed, its end cut off, its sha256 honest or not."""
+    """A copy of the shipped denoiser, its card changed, its end cut off, its sha256 honest or not."""
     source = weights.find("digits-unet")
     Path("own.safetensors").write_bytes(source.read_bytes())
     cut("own.safetensors", cut_to)
@@ -145,12 +146,12 @@ CASES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         ["other.npz", "named x", "holds z"],
     ),
     "png: truncated": (
-        lambda: after(["purify", "in.png", "out.png"], picture(), cut("in.png")),
+        lambda: after(PNG, picture(), cut("in.png")),
         ["in.png", "damaged"],
     ),
-    "png: a text": (lambda: after(["purify", "in.png", "out.png"], text("in.png", "hello")), ["in.png", "no picture"]),
+    "png: a text": (lambda: after(PNG, text("in.png", "hello")), ["in.png", "no picture"]),
     "png: 16 bits": (
-        lambda: after(["purify", "in.png", "out.png"], Image.fromarray(np.full((8, 8), 999, np.uint16)).save("in.png")),
+        lambda: after(PNG, Image.fromarray(np.full((8, 8), 999, np.uint16)).save("in.png")),
         ["in.png", "8 bits"],
     ),
     "source: a text": (
@@ -164,11 +165,11 @@ CASES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         ["in is a folder", "out.png must be one too"],
     ),
     "target: below a file": (
-        lambda: write(images(), ["purify", "in.npy", "in.npy/out.npy"]),
+        lambda: write(images(), ["purify", "in.npy", "in.npy/out.npy", *PURIFY[3:]]),
         ["Cannot write", "check the path"],
     ),
     "target: nowhere": (
-        lambda: write(images(), ["purify", "in.npy", "/proc/none/out.npy"]),
+        lambda: write(images(), ["purify", "in.npy", "/proc/none/out.npy", *PURIFY[3:]]),
         ["Cannot write", "check the path"],
     ),
     "purify: t* of 100 steps": (
@@ -237,7 +238,7 @@ CASES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         ["EDM", "does not fit this version", "depth"],
     ),
     "card: another network": (
-        lambda: weights_file(lambda facts: facts | {"architecture": {"type": "EDM", "net": {"type": "UNet", "width": 8}}}),
+        lambda: weights_file(lambda facts: facts | {"architecture": {"type": "SmallCNN"}}),
         ["does not hold the network that its card describes"],
     ),
     "evaluate: unknown stage": (lambda: evaluate("--stages=[clean,exakt]"), ["stages", "'exact'", "exakt"]),
@@ -380,7 +381,7 @@ def test_the_malicious_pickle_would_work(tmp_path, monkeypatch):
 FULL: dict[str, tuple[Callable[[], list[str]], int]] = {
     "npy": (lambda: purify(), 600),
     "npz": (lambda: after(["purify", "data.npz", "out.npz", "--purification.steps=1"], save()), 600),
-    "png": (lambda: after(["purify", "in.png", "out.png", "--purification.steps=1"], picture()), 100),
+    "png": (lambda: after(PNG, picture()), 100),
     "jpeg": (lambda: after(["purify", "in.jpg", "out.jpg", "--purification.steps=1"], picture("in.jpg")), 100),
     "attack": (lambda: ["attack", "out.npz", "--images=2", "--stage=clean", "--purification.steps=1"], 600),
     "weights": (lambda: TRAIN, 600),
@@ -466,7 +467,7 @@ SEARCH, SPENT = Search(steps=1), Resources()
     [
         (lambda: build.vote(replace(Classification(), vote="majorty", draws=3)), "Did you mean 'majority'"),
         (lambda: build.purifier(Purification(method="difpure"), None), "Did you mean 'diffpure'"),
-        (lambda: build.purifier(Purification(solver="sdf"), weights.load("digits-unet", "denoiser")[0]), "Unknown solver 'sdf'"),
+        (lambda: build.purifier(Purification(solver="sdf"), library.denoiser("digits-unet")), "Unknown solver 'sdf'"),
         (lambda: build.threat(ThreatModel(norm="linfty")), "Did you mean 'linf'"),
         (lambda: build.stage("exat", Linf(0.1), SEARCH, SPENT, 2), "Did you mean 'exact'"),
         (lambda: build.stage("exact", Linf(0.1), replace(SEARCH, loss="drl"), SPENT, 2), "Did you mean 'dlr'"),

@@ -100,8 +100,8 @@ def test_a_picture_goes_into_a_folder_under_its_name(lustral):
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", 1.0), ("l1", 4.0)])
 def test_attack_writes_candidates_within_eps(lustral, capsys, norm, eps):
-    options = [f"--threat.norm={norm}", f"--threat.eps={eps}", "--search.steps=4", "--search.eot=2", "--resources.batch=3"]
-    assert lustral("attack", "out.npz", "--images=5", "--purification.steps=2", *options) == 0
+    search = ["--purification.steps=2", "--search.steps=4", "--search.eot=2", "--resources.batch=3"]
+    assert lustral("attack", "out.npz", "--images=5", *search, f"--threat.norm={norm}", f"--threat.eps={eps}") == 0
     with np.load("out.npz") as found:
         x, x0, y, ids = (found[name] for name in ("x", "x0", "y", "ids"))
     assert np.array_equal(x0, digits(5).x)
@@ -137,8 +137,8 @@ def test_results_hold_all_that_is_promised(run):
     assert {"name", "split", "images", "sha256"} <= found["data"].keys()
     assert found["threat"] == {"norm": "linf", "eps": 0.1875, "why": ""}
     assert [row["stage"] for row in found["rows"]] == ["clean", "null", "bpda", "exact", "fixed"]
-    fields = "system stage gradient loss norm eps steps eot looks restarts knowledge images draws vote accuracy low high"
-    fields += " single_draw worst_of majority_of mean_logit_of null seconds forward backward repaired max_distance"
+    fields = "system stage gradient loss norm eps steps eot looks restarts knowledge images draws vote accuracy low"
+    fields += " high single_draw worst_of majority_of mean_logit_of null seconds forward backward repaired max_distance"
     for row in found["rows"]:
         assert set(fields.split()) <= row.keys()
         assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
@@ -206,7 +206,7 @@ def test_report_makes_the_same_page_again(run, tmp_path, lustral):
 def test_list_names_everything(lustral, capsys):
     assert lustral("list") == 0
     said = capsys.readouterr().out
-    for name in ("digits-cnn", "digits-unet", "diffpure", "adp", "sde", "heun", "majority", "mean-logits", "fixed", "null"):
+    for name in "digits-cnn digits-unet diffpure adp sde heun majority mean-logits fixed null".split():
         assert name in said
 
 

@@ -30,33 +30,32 @@ def test_the_demos_threat_cannot_turn_a_digit_into_another():
     """What the report says of it: the nearest two images of different digits are 7/16 apart, more than 2 eps."""
     train, test = data.load("digits", "train"), data.load("digits", "test")
     x, y = torch.cat([train.x, test.x]).flatten(1), torch.cat([train.y, test.y])
-    nearest = min(
-        float((row - x[y != label]).abs().amax(dim=1).min()) for row, label in zip(test.x.flatten(1), test.y, strict=True)
-    )
+    pairs = zip(test.x.flatten(1), test.y, strict=True)
+    nearest = min(float((row - x[y != label]).abs().amax(dim=1).min()) for row, label in pairs)
     assert nearest == 7 / 16 > 2 * demo.EPS
     assert "7/16" in demo.WHY_FAIR
 
 
 @pytest.mark.parametrize(
-    ("array", "shape"),
+    ("array", "channels"),
     [
-        (GREY, (5, 1, 4, 6)),
-        (GREY[:, None], (5, 1, 4, 6)),
-        (GREY[..., None], (5, 1, 4, 6)),
-        (np.stack([GREY] * 3, axis=1), (5, 3, 4, 6)),
-        (np.stack([GREY] * 3, axis=3), (5, 3, 4, 6)),
+        (GREY, 1),
+        (GREY[:, None], 1),
+        (GREY[..., None], 1),
+        (np.stack([GREY] * 3, axis=1), 3),
+        (np.stack([GREY] * 3, axis=3), 3),
     ],
     ids=["nhw", "n1hw", "nhw1", "n3hw", "nhw3"],
 )
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.uint8])
-def test_layouts_and_types_are_understood(tmp_path, array, shape, dtype):
-    stored = (255 * array).astype(np.uint8) if dtype == np.uint8 else array.astype(dtype)
-    found = saved(tmp_path, x=stored)
-    assert found.x.shape == shape
+def test_layouts_and_types_are_understood(tmp_path, array, channels, dtype):
+    scale = 255 if dtype == np.uint8 else 1
+    found = saved(tmp_path, x=(scale * array).astype(dtype))
+    assert found.x.shape == (5, channels, 4, 6)
     assert found.x.dtype == torch.float32
-    grey = stored.reshape(5, 4, 6) if array.size == GREY.size else stored[:, 0] if shape == stored.shape else stored[..., 0]
-    expected = grey / 255 if dtype == np.uint8 else grey
-    assert np.allclose(found.x[:, 0].numpy(), expected.astype(np.float32), atol=1e-7)
+    expected = (scale * GREY).astype(dtype).astype(np.float32) / scale
+    for channel in found.x.unbind(dim=1):
+        assert np.allclose(channel.numpy(), expected, atol=1e-7)
 
 
 def test_ids_are_positions_unless_they_are_given(tmp_path):

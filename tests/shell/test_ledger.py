@@ -23,12 +23,9 @@ def chunk(ids: list[int], system: str = "s", stage: str = "clean", seconds: floa
     logits = rng.fold("logits").normal(torch.empty(n, DRAWS, CLASSES))
     x = rng.fold("x").uniform(torch.empty(n, *SHAPE))
     distance, distance_8bit, loss = rng.fold("rest").uniform(torch.empty(n, 3)).unbind(dim=1)
-    looks = torch.arange(n) + 5
-    repaired = torch.tensor([i % 2 == 0 for i in ids])
+    images, repaired = torch.tensor(ids), torch.tensor([i % 2 == 0 for i in ids])
     job = Job(System(system, Defence(lambda x: x)), Stage(stage), 6)
-    return Chunk(
-        job, torch.tensor(ids), y, x, distance, distance_8bit, repaired, loss, torch.zeros_like(looks), logits, seconds, 10, 4
-    )
+    return Chunk(job, images, y, x, distance, distance_8bit, repaired, loss, images + 5, logits, seconds, 10, 4)
 
 
 @pytest.fixture
@@ -83,8 +80,10 @@ def test_the_digest_depends_on_neither_order_nor_chunks_nor_costs(tmp_path):
     one, two = Ledger(tmp_path / "1.sqlite", SPEC), Ledger(tmp_path / "2.sqlite", SPEC)
     one.write(chunk([0, 1, 2, 3]))
     one.write(chunk([0, 1], stage="other"))
-    for part in (chunk([1], stage="other", seconds=9.0), chunk([3, 1]), chunk([0], stage="other"), chunk([2, 0], seconds=7.0)):
-        two.write(part)
+    two.write(chunk([1], stage="other", seconds=9.0))
+    two.write(chunk([3, 1]))
+    two.write(chunk([0], stage="other"))
+    two.write(chunk([2, 0], seconds=7.0))
     assert one.digest() == two.digest()
 
 
@@ -190,7 +189,7 @@ def test_a_truncated_ledger_is_refused(ledger, place, keep):
 
 
 def test_damage_anywhere_ends_in_a_sentence_or_is_harmless(ledger, place):
-    """Noise over some bytes of the file: what can still be read may be read, and nothing else than a sentence is raised."""
+    """Noise over some bytes of the file: what can still be read may be read; nothing but a sentence is raised."""
     for first in range(0, 60, 5):
         ledger.write(chunk(list(range(first, first + 5))))
     ledger.close()

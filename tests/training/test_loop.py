@@ -121,8 +121,8 @@ def test_the_final_weights_are_the_running_average():
     average = [p.detach().double() for p in model.parameters()]
     for now in train(model, CrossEntropy(), *data(), recipe):
         decay = min(0.5, now.step / (9 + now.step))
-        average = [decay * a + (1 - decay) * p.detach().double() for a, p in zip(average, model.parameters(), strict=True)]
         last = [p.detach().clone() for p in model.parameters()]
+        average = [decay * a + (1 - decay) * p.double() for a, p in zip(average, last, strict=True)]
     for p, a, end in zip(model.parameters(), average, last, strict=True):
         assert torch.allclose(p.double(), a, atol=1e-6)
         assert not torch.allclose(p, end, atol=1e-6)
