@@ -3,9 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Spinning threads starve each other on a busy machine.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.ready

@@ -30,7 +30,7 @@ RANK = {
 ANYWHERE = {"torch", "numpy", "scipy"}
 DISK_NETWORK_PROCESSES = {
     *("asyncio", "ctypes", "glob", "http", "io", "multiprocessing", "os", "pathlib", "pickle", "random", "shutil"),
-    *("signal", "socket", "sqlite3", "subprocess", "tempfile", "threading", "urllib"),
+    *("signal", "socket", "sqlite3", "subprocess", "tempfile", "urllib"),
 }
 RANDOM = ("torch.rand", "torch.normal", "torch.bernoulli", "torch.multinomial", "torch.poisson", "torch.Generator")
 RANDOM_IN_PLACE = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_", "geometric_"}

@@ -275,12 +275,12 @@ def test_meter_counts_rows_forward_and_backward():
     watched = meter.watch(mixture())
     x = noisy_images(4)
     assert torch.equal(watched(x, SIGMAS), mixture()(x, SIGMAS))
-    assert (meter.forward, meter.backward) == (4, 0)
+    assert (meter.here.forward, meter.here.backward) == (4, 0)
     x.requires_grad_()
     out = watched(x, SIGMAS) + watched(x[:3], SIGMAS[:3]).sum()
-    assert (meter.forward, meter.backward) == (11, 0)
+    assert (meter.here.forward, meter.here.backward) == (11, 0)
     out.sum().backward()
-    assert (meter.forward, meter.backward) == (11, 7)
+    assert (meter.here.forward, meter.here.backward) == (11, 7)
 
 
 def test_wrappers_keep_the_range_of_the_denoiser():

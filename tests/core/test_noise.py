@@ -1,5 +1,6 @@
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -172,6 +173,18 @@ def test_a_row_may_be_a_scalar_and_a_batch_may_be_empty():
 def test_a_wrong_number_of_rows_is_an_error(rows):
     with pytest.raises(UserError, match=f"3 rows but the batch has {rows}"):
         KEY.rng(3).normal(batch(rows))
+
+
+def test_threads_that_draw_at_once_do_not_disturb_each_other():
+    keys = [KEY.fold("thread", i) for i in range(40)]
+
+    def draw(key: Key) -> Tensor:
+        return key.rng(20).normal(batch(20, 5000))
+
+    alone = [draw(key) for key in keys]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(draw, keys))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_drawing_leaves_torchs_own_generator_alone():

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -256,3 +257,12 @@ def test_adp_freezes_some_images_here_and_others_not(net, x):
 def test_every_sampler_is_here(net):
     used = {type(part) for make in PURIFIERS.values() for part in parts(make(net))}
     assert set(SAMPLERS.values()) <= used
+
+
+def test_lambdas_closures_and_partials_of_one_place_are_told_apart():
+    def scaled(factor: float):
+        return lambda x: factor * x
+
+    same = [lambda x: x + 1, lambda x: x + 2, scaled(1.0), scaled(2.0), partial(torch.add, 1), partial(torch.add, 2)]
+    assert len({digest(f) for f in same}) == len(same)
+    assert digest(scaled(2.0)) == digest(scaled(2.0))

@@ -113,7 +113,7 @@ def test_gradient_equals_that_of_the_reference(solver):
 def test_one_network_call_a_step(solver):
     meter = Meter()
     purify(diffpure(meter.watch(VPEps(NET, VP())), T_STAR, solver), IMAGES, 0)
-    assert meter.forward == CASES[solver][1] * len(IMAGES)
+    assert meter.here.forward == CASES[solver][1] * len(IMAGES)
 
 
 def test_each_round_asks_the_network_at_the_same_times():

@@ -394,7 +394,7 @@ def test_a_sample_that_is_done_makes_no_network_call(name):
     meter = Meter()
     watched = meter.watch(TWO)
     purify(Diffusion(watched, VP(), SAMPLERS[name], per_sample, t_max=0.1), f64(0.1, 0.2, 0.5, 0.9).view(4, 1, 1, 1), 0)
-    assert meter.forward == 10 + 5 + 1 + 10
+    assert meter.here.forward == 10 + 5 + 1 + 10
 
 
 @each_sampler

@@ -86,6 +86,14 @@ def test_what_leaves_the_range_is_cut_off(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), np.where(PIXELS > 127, 255, 0))
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.npy"])
+def test_8_bit_pixels_are_rounded_to_the_nearest(tmp_path, name):
+    Image.fromarray(PIXELS).save(tmp_path / name) if name == "a.png" else np.save(tmp_path / name, PIXELS[None])
+    source = pictures.read(tmp_path / name, 1)
+    pictures.write(source, torch.full_like(source.x, 99.6 / 255), tmp_path / name)
+    assert torch.equal(pictures.read(tmp_path / name, 1).x, torch.full_like(source.x, 100 / 255))
+
+
 def test_a_folder_goes_to_a_folder_of_the_same_shape_in_order(tmp_path):
     for name in ("b/c.png", "a.NPY", "b/a.jpg", "b/readme.txt"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ class _Run:
 
     def backward(self, grads: list[Tensor | None]) -> list[Tensor | None]:
         for i in reversed(range(self.n)):
-            state = self.inputs.pop()
+            state = self.inputs[i]
             kept = self.graphs.pop(i, None)
             if kept is None:
                 with replaying():
@@ -159,10 +159,7 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.run is None:
-            raise RuntimeError("This gradient was taken once already; run the purifier again to take another.")
-        run, ctx.run = ctx.run, None
-        return None, *run.backward(list(grads))
+        return None, *ctx.run.backward(list(grads))
 
 
 def _graph(step: Step, i: int, state: State, measure: bool) -> tuple[dict[int, int], tuple[State, State]]:

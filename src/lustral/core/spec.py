@@ -10,6 +10,9 @@ import hashlib
 import json
 import weakref
 from collections.abc import Mapping
+from functools import partial
+from inspect import isfunction
+from types import CodeType
 from typing import Any
 
 import torch
@@ -46,7 +49,18 @@ def spec(obj: Any) -> Any:
         return {"type": _name(type(obj)), **fields}
     if isinstance(obj, nn.Module):
         return {"type": _name(type(obj)), "sha256": weights_sha256(obj)}
+    if isinstance(obj, partial):
+        return {"type": "functools.partial", "function": spec(obj.func), "given": spec([*obj.args, obj.keywords])}
+    if isfunction(obj) and "<" in obj.__qualname__:  # a lambda or a closure: its name does not say what it does
+        cells = [spec(cell.cell_contents) for cell in obj.__closure__ or ()]
+        return {"type": _name(obj), "code": _code(obj.__code__), "given": [*cells, spec(obj.__defaults__)]}
     return {"type": _name(obj if callable(obj) and hasattr(obj, "__qualname__") else type(obj))}
+
+
+def _code(code: CodeType) -> str:
+    """A hash of what a function's code does."""
+    constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return hashlib.sha256(repr((code.co_code, constants, code.co_names)).encode()).hexdigest()
 
 
 def canonical(obj: Any) -> str:

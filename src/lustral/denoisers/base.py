@@ -5,8 +5,10 @@ which lives here and in ``preconditioning.py``: noise ε = (x − D)/sigma, scor
 [-1, 1] scale of a schedule, ε and v predictions of x_t = s(t)·(2x − 1).
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -114,11 +116,25 @@ class Autocast:
 
 
 @dataclass(eq=False)
-class Meter:
-    """Counts what passes through a network: rows forward, and rows backward."""
+class Count:
+    """Rows that passed forward and backward through a network."""
 
     forward: int = 0
     backward: int = 0
+
+
+class Meter:
+    """Counts what passes through networks, for every thread apart, since batches may run side by side."""
+
+    def __init__(self):
+        self._local = threading.local()
+
+    @property
+    def here(self) -> Count:
+        """The count of the thread that asks."""
+        if not hasattr(self._local, "count"):
+            self._local.count = Count()
+        return self._local.count
 
     def watch(self, fn: Callable[..., Tensor]) -> "Metered":
         """The same function, counted here."""
@@ -141,11 +157,12 @@ class Metered:
         return self.inner.sigma_max
 
     def __call__(self, *args: Tensor) -> Tensor:
-        out = self.inner(*args)
-        self.meter.forward += len(out)
+        out, count = self.inner(*args), self.meter.here
+        count.forward += len(out)
         if out.requires_grad:
-            out.register_hook(self._count)
+            out.register_hook(partial(_count_backward, count))
         return out
 
-    def _count(self, grad: Tensor) -> None:
-        self.meter.backward += len(grad)
+
+def _count_backward(count: Count, grad: Tensor) -> None:
+    count.backward += len(grad)

@@ -127,22 +127,32 @@ def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict
     }
 
 
-def evaluate(
-    jobs: Sequence[Job], data: Data, key: Key, *, batch: int = 64, done: Done = lambda job: set()
-) -> Iterator[Chunk]:
-    """Runs the plan in order, ``batch`` images at a time, leaving out images that ``done`` already holds."""
-    _check(jobs)
+def pending(
+    jobs: Sequence[Job], data: Data, *, batch: int = 64, done: Done = lambda job: set()
+) -> Iterator[tuple[Job, Data]]:
+    """What is left to run: every job's images that ``done`` does not hold, ``batch`` at a time, in the plan's order."""
+    names = [(job.system.name, job.stage.name) for job in jobs]
+    if len(set(names)) != len(names):
+        raise UserError("A plan names every (system, stage) once; give repeated stages names of their own.")
     for job in jobs:
         finished = done(job)
         rows = [row for row in range(min(job.images, len(data.ids))) if int(data.ids[row]) not in finished]
         for start in range(0, len(rows), batch):
-            yield run(job, data[torch.tensor(rows[start : start + batch])], key)
+            yield job, data[torch.tensor(rows[start : start + batch])]
+
+
+def evaluate(
+    jobs: Sequence[Job], data: Data, key: Key, *, batch: int = 64, done: Done = lambda job: set()
+) -> Iterator[Chunk]:
+    """Runs what is left of a plan, one batch after another."""
+    for job, part in pending(jobs, data, batch=batch, done=done):
+        yield run(job, part, key)
 
 
 def run(job: Job, data: Data, key: Key) -> Chunk:
     """Attacks, verifies and judges one batch of images."""
-    started, meter = time.perf_counter(), job.system.meter or Meter()
-    before = meter.forward, meter.backward
+    started, count = time.perf_counter(), (job.system.meter or Meter()).here
+    before = count.forward, count.backward
     place = key.fold(job.system.name, job.stage.name)
     defence, attack = job.system.defence, job.stage.attack
     known = job.stage.knowledge == "known"
@@ -163,6 +173,6 @@ def run(job: Job, data: Data, key: Key) -> Chunk:
         looks,
         logits,
         time.perf_counter() - started,
-        meter.forward - before[0],
-        meter.backward - before[1],
+        count.forward - before[0],
+        count.backward - before[1],
     )

@@ -181,6 +181,7 @@ def show_one(name: str) -> None:
         show.card(weights.card(weights.find(name)))
 
 
+INTERRUPTED = 130
 DESCRIPTION = "Lustral cleans attacked images before a classifier sees them, and measures honestly how much that helps."
 # Functions here must not bear a name of the lazy façade: the parser would look it up there and load torch for --help.
 COMMANDS = {
@@ -197,9 +198,9 @@ COMMANDS = {
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0, 2 for a mistake that the message explains, 130 for Ctrl-C."""
-    # Threads that wait by spinning make everything ten times slower as soon as another process wants a core (measured
-    # on two cores); this must be said before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait make everything ten times slower beside a busy neighbour, and ones that
+    # sleep at once cost as much on a quiet machine (measured on two cores). This must be said before torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
         auto_cli(COMMANDS, args=args, description=DESCRIPTION, exit_on_error=False)
@@ -213,10 +214,14 @@ def main(args: list[str] | None = None) -> int:
         print(
             "lustral: interrupted; what was finished is kept, and the same command goes on from there.", file=sys.stderr
         )
-        return 130
+        return INTERRUPTED
     return 0
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:  # a batch that still runs in a thread would hold the process until it ends
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -130,7 +130,7 @@ def evaluate(
     _check(chosen, classification.classifier, system)
     against = build.threat(threat)
     jobs = [Job(system, build.stage(stage, against, search, resources, draws), len(chosen.ids)) for stage in stages]
-    runner.execute(jobs, chosen, Key(seed), out, resources.batch, {"micro_batch": micro_batch})
+    runner.execute(jobs, chosen, Key(seed), out, resources, {"micro_batch": micro_batch})
     with Ledger(out / "ledger.sqlite") as ledger:
         found = runner.results(
             ledger,

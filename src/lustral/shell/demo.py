@@ -68,7 +68,7 @@ def main(out: Path, images: int, seed: int, resources: Resources) -> dict:
     data = datasets.load("digits", "test")[:images]
     key = Key(seed)
     jobs, curves = plan(images, resources)
-    runner.execute(jobs, data, key, out, resources.batch)
+    runner.execute(jobs, data, key, out, resources)
     return finish(out, jobs, curves, data, key, seed, images)
 
 

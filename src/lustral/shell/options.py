@@ -84,9 +84,9 @@ class Search:
 class Resources:
     """What may be spent; it changes no result beyond rounding (batch and budget, with --micro_batch, not by a bit)."""
 
-    batch: int = 64
+    batch: int = 32
     """Images at a time."""
     budget: float = 2.0
     """GiB of step graphs that the exact gradient may keep instead of recomputing."""
     threads: int | None = None
-    """CPU threads; default: all. Networks may round differently with another number."""
+    """Cores: an evaluation runs a batch on each, other commands use them together; default: all."""

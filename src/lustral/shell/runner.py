@@ -1,7 +1,9 @@
 """Runs a plan into a ledger, with progress, and folds the ledger into results."""
 
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -17,10 +19,11 @@ from ..core.noise import Key
 from ..core.spec import digest
 from ..core.vote import Majority, Single
 from ..evaluate import metrics
-from ..evaluate.protocol import Data, Job, describe, evaluate
+from ..evaluate.protocol import Data, Job, describe, pending, run
 from .data import read_arrays
 from .files import replacing, write_text
 from .ledger import Ledger, Outcomes
+from .options import Resources
 from .report import render
 from .terminal import progress, versions
 
@@ -37,24 +40,29 @@ def work(job: Job) -> int:
     return judging + attack.looks * eot * defence.vote.draws * (3 if exact else 1)
 
 
-def execute(jobs: Sequence[Job], data: Data, key: Key, folder: Path, batch: int, facts: dict | None = None) -> dict:
-    """Runs what the ledger in ``folder`` does not hold yet; returns the run's spec. Ctrl-C keeps what is done."""
+def execute(
+    jobs: Sequence[Job], data: Data, key: Key, folder: Path, resources: Resources, facts: dict | None = None
+) -> None:
+    """Runs what the ledger in ``folder`` does not hold yet, a batch per core at a time. Ctrl-C keeps what is done.
+
+    Batches side by side, each on one core, are faster than one batch on all cores, and do not mind a busy neighbour.
+    """
     spec = describe(jobs, data, key, torch=torch.__version__, lustral=lustral.__version__, **(facts or {}))
     with Ledger(folder / "ledger.sqlite", spec) as ledger, progress() as bar:
         cost = {id(job): work(job) * _steps(job) for job in jobs}
-        total = sum(cost[id(job)] * job.images for job in jobs)
-        task = bar.add_task("starting", total=total)
-        for job in jobs:
-            bar.advance(task, cost[id(job)] * len(ledger.done(job.system.name, job.stage.name)))
-
-        def done(job: Job) -> set[int]:
-            bar.update(task, description=f"{job.system.name}: {job.stage.name}")
-            return ledger.done(job.system.name, job.stage.name)
-
-        for chunk in evaluate(jobs, data, key, batch=batch, done=done):
-            ledger.write(chunk)
-            bar.advance(task, cost[id(chunk.job)] * len(chunk.ids))
-    return spec
+        done = {id(job): ledger.done(job.system.name, job.stage.name) for job in jobs}
+        task = bar.add_task("starting", total=sum(cost[id(job)] * job.images for job in jobs))
+        bar.advance(task, sum(cost[name] * len(images) for name, images in done.items()))
+        todo = list(pending(jobs, data, batch=resources.batch, done=lambda job: done[id(job)]))
+        pool = ThreadPoolExecutor(resources.threads or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for future in as_completed([pool.submit(run, job, part, key) for job, part in todo]):
+                chunk = future.result()
+                ledger.write(chunk)
+                bar.update(task, description=f"{chunk.job.system.name}: {chunk.job.stage.name}")
+                bar.advance(task, cost[id(chunk.job)] * len(chunk.ids))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _steps(job: Job) -> int:
