@@ -1,7 +1,5 @@
 """What the tests of whole evaluations share: the shipped networks, a few digits, plans that take seconds."""
 
-from collections.abc import Sequence
-
 from lustral.core.noise import Key
 from lustral.core.threat import L2, Linf
 from lustral.defence import Defence
@@ -25,9 +23,7 @@ def defence(steps: int = 3, key: Key | None = None) -> Defence:
     return Defence(found.classifier, found.purifier, key=key)
 
 
-def plan(
-    images: int, micro_batch: int | None, stages: Sequence[str] = STAGES, resources: Resources = Resources()
-) -> list[Job]:
+def plan(images: int, micro_batch: int | None, resources: Resources = Resources()) -> list[Job]:
     """Undefended, DiffPure and ADP, each facing every stage."""
     how = {
         "undefended": (Purification(method="none"), Classification()),
@@ -41,5 +37,5 @@ def plan(
     return [
         Job(system, build.stage(name, threats[name], search, resources, draws=2), images)
         for system in systems
-        for name in stages
+        for name in STAGES
     ]

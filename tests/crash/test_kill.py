@@ -26,7 +26,6 @@ EVALUATION = [
     "--search.eot=2",
     "--draws=4",
     "--micro_batch=32",
-    "--resources.threads=1",
 ]
 TRAINING = ["--width=8", "--recipe.steps=80", "--recipe.batch=16", "--threads=1"]
 SAVING_ALWAYS = "from lustral.shell import tasks; tasks.SAVE_EVERY = 0.0; from lustral.shell.cli import entry; entry()"
@@ -63,11 +62,12 @@ def finished(folder: Path) -> int:
 
 def test_an_evaluation_killed_five_times_ends_with_the_same_ledger(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main(["evaluate", str(whole), *EVALUATION]) == 0
+    assert main(["evaluate", str(whole), *EVALUATION, "--resources.threads=1"]) == 0
     chance, seen = random.Random(5), []
     # From the creation of the ledger to the last stage, and a few milliseconds on.
     for after, batch in zip((0, 1, *sorted(chance.sample(range(2, 3 * IMAGES), 3))), (1, 3, 2, 5, 4), strict=True):
-        program = ["-m", "lustral", "evaluate", str(killed), *EVALUATION, f"--resources.batch={batch}"]
+        spent = [f"--resources.batch={batch}", "--resources.threads=2"]
+        program = ["-m", "lustral", "evaluate", str(killed), *EVALUATION, *spent]
         assert kill_when(lambda after=after: finished(killed) >= after, program, chance.uniform(0, 0.03))
         seen.append(finished(killed))
     assert 0 <= seen[0] <= seen[1] <= seen[2] <= seen[3] <= seen[4] < IMAGES * len(STAGES)

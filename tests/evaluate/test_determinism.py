@@ -1,6 +1,5 @@
 """The same evaluation gives the same ledger: to the bit with fixed micro-batches, nearly so without."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,36 +7,30 @@ import torch
 from digits import digits, plan
 
 from lustral.core.noise import Key
-from lustral.evaluate.protocol import Data, describe, evaluate
+from lustral.shell import runner
 from lustral.shell.ledger import Ledger, Outcomes
 from lustral.shell.options import Resources
 
-IMAGES = 9
+IMAGES, MICRO_BATCH = 9, 4
 KEY = Key(0)
+ALL, EVERYTHING = slice(None), Resources(batch=64, threads=1)
 
 
-def ledger(path: Path, batches: Sequence[int], micro_batch: int | None, data: Data, **options) -> Ledger:
-    """A ledger of the whole plan; where several batches are given, each does some chunks and is then stopped."""
-    jobs = plan(IMAGES, micro_batch, **options)
-    found = Ledger(path / f"{'-'.join(map(str, batches))}.sqlite", describe(jobs, data, KEY))
-    for k, batch in enumerate(batches):
-        chunks = evaluate(jobs, data, KEY, batch=batch, done=lambda job: found.done(job.system.name, job.stage.name))
-        for count, chunk in enumerate(chunks):
-            found.write(chunk)
-            if count == 2 and k + 1 < len(batches):
-                break
-    return found
+def execute(folder: Path, resources: Resources, micro_batch: int | None = MICRO_BATCH, rows=ALL) -> Ledger:
+    """The ledger of the whole plan."""
+    runner.execute(plan(IMAGES, micro_batch, resources), digits(IMAGES)[rows], KEY, folder, resources)
+    return Ledger(folder / "ledger.sqlite")
 
 
-def outcomes(found: Ledger, **options) -> dict[tuple[str, str], Outcomes]:
-    names = [(job.system.name, job.stage.name) for job in plan(IMAGES, None, **options)]
-    return {name: found.outcomes(*name) for name in names}
+def outcomes(ledger: Ledger) -> dict[tuple[str, str], Outcomes]:
+    names = [(job.system.name, job.stage.name) for job in plan(IMAGES, None)]
+    return {name: ledger.outcomes(*name) for name in names}
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Ledger:
-    """In one batch of all images."""
-    return ledger(tmp_path_factory.mktemp("reference"), [64], 8, digits(IMAGES))
+    """In one batch of all images, one after another."""
+    return execute(tmp_path_factory.mktemp("reference"), EVERYTHING)
 
 
 def test_the_evaluation_is_not_trivial(reference):
@@ -51,24 +44,45 @@ def test_the_evaluation_is_not_trivial(reference):
     assert len({float(o.logits.sum()) for o in found.values()}) == 15
 
 
-@pytest.mark.parametrize(("batches", "budget"), [([1], 2.0), ([7], 0.0), ([2, 64], 2.0)], ids=str)
-def test_batches_memory_and_interruptions_do_not_change_a_bit(reference, tmp_path, batches, budget):
-    found = ledger(tmp_path, batches, 8, digits(IMAGES), resources=Resources(budget=budget))
-    assert found.digest() == reference.digest()
+@pytest.mark.parametrize(
+    "resources",
+    [Resources(batch=1, threads=1), Resources(batch=7, budget=0.0, threads=1), Resources(batch=2, threads=3)],
+    ids=["one by one", "no memory", "side by side"],
+)
+def test_what_may_be_spent_does_not_change_a_bit(reference, tmp_path, resources):
+    assert execute(tmp_path, resources).digest() == reference.digest()
+
+
+def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch):
+    calls, run = [], runner.run
+
+    def interrupted(job, data, key):
+        calls.append(job)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return run(job, data, key)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "run", interrupted)
+        execute(tmp_path, Resources(batch=2, threads=2))
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        done = sum(len(ledger.done(job.system.name, job.stage.name)) for job in plan(IMAGES, None))
+    assert 0 < done < 15 * IMAGES
+    assert execute(tmp_path, EVERYTHING).digest() == reference.digest()
 
 
 def test_neighbours_and_order_do_not_change_a_bit(reference, tmp_path):
-    turned = outcomes(ledger(tmp_path, [4], 8, digits(IMAGES)[torch.arange(IMAGES).flip(0)]))
+    turned = execute(tmp_path, Resources(batch=4, threads=2), rows=[*reversed(range(IMAGES))])
     for name, found in outcomes(reference).items():
-        for a, b in zip(found, turned[name], strict=True):
+        for a, b in zip(found, outcomes(turned)[name], strict=True):
             assert torch.equal(a, b), name
 
 
-def test_without_micro_batches_the_results_agree_nearly(tmp_path):
+def test_without_micro_batches_the_results_agree_nearly(reference, tmp_path):
     """Rounding differs between batch sizes; without an attack nothing amplifies it, so all logits and labels agree."""
-    options = {"stages": ("clean", "null")}
-    one, many = (outcomes(ledger(tmp_path, [n], None, digits(IMAGES), **options), **options) for n in (1, 64))
-    for name, found in one.items():
-        assert torch.equal(found.x, many[name].x)
-        assert torch.allclose(found.logits, many[name].logits, atol=2e-3), name
-        assert torch.equal(found.logits.argmax(dim=-1), many[name].logits.argmax(dim=-1))
+    found = outcomes(execute(tmp_path, EVERYTHING, micro_batch=None))
+    for name, expected in outcomes(reference).items():
+        if name[1] in ("clean", "null"):
+            assert torch.equal(found[name].x, expected.x)
+            assert torch.allclose(found[name].logits, expected.logits, atol=2e-3), name
+            assert torch.equal(found[name].logits.argmax(dim=-1), expected.logits.argmax(dim=-1))

@@ -18,9 +18,9 @@ from PIL import Image
 
 from lustral.core import kernel
 from lustral.core.noise import Key
-from lustral.evaluate import metrics, protocol
+from lustral.evaluate import metrics
 from lustral.purifiers.presets import diffpure
-from lustral.shell import weights
+from lustral.shell import runner, weights
 from lustral.shell.cli import COMMANDS, main
 from lustral.shell.ledger import Ledger
 
@@ -74,6 +74,19 @@ def test_the_same_seed_purifies_the_same_in_any_batch(lustral, tmp_path, tree):
     assert np.allclose(one, two, atol=1e-4)
     assert lustral("purify", "in", "again", *SMALL, "--batch=64") == 0
     assert tree(Path("again")) == tree(Path("two"))
+
+
+def test_equal_images_meet_different_noise(lustral):
+    """Ids count on from file to file: two copies in a folder are purified as two images in one file are."""
+    twice = digits(1).x.repeat(2, 1, 1, 1).numpy()
+    Path("in").mkdir()
+    for name, x in (("in/a.npy", twice[:1]), ("in/b.npy", twice[1:]), ("both.npy", twice)):
+        np.save(name, x)
+    assert lustral("purify", "in", "out", *SMALL) == 0
+    assert lustral("purify", "both.npy", "together.npy", *SMALL) == 0
+    a, b, both = (np.load(name) for name in ("out/a.npy", "out/b.npy", "together.npy"))
+    assert np.allclose(np.concatenate([a, b]), both, atol=1e-4)
+    assert not np.allclose(a, b, atol=1e-2)
 
 
 def test_without_a_seed_nobody_can_replay(lustral):
@@ -176,7 +189,7 @@ def test_a_finished_run_is_not_run_again(run, tmp_path, monkeypatch, lustral):
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
     before = json.loads((folder / "results.json").read_text())
-    monkeypatch.setattr(protocol, "run", lambda *_: pytest.fail("a finished stage was run again"))
+    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("a finished stage was run again"))
     assert lustral("evaluate", folder, *RUN) == 0
     after = json.loads((folder / "results.json").read_text())
     for name in ("run", "ledger_digest", "rows", "ordering", "seconds"):
@@ -277,7 +290,7 @@ def test_an_interrupted_command_says_how_to_go_on(lustral, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(protocol, "run", interrupt)
+    monkeypatch.setattr(runner, "run", interrupt)
     assert lustral("evaluate", "run", *RUN) == 130
     assert "the same command goes on" in capsys.readouterr().err
 

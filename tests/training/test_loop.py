@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lustral.classifiers.small import SmallCNN
 from lustral.core.errors import UserError
-from lustral.core.noise import Key
+from lustral.core.noise import Key, audit
 from lustral.denoisers.nets.unet import UNet
 from lustral.denoisers.preconditioning import EDM
 from lustral.training.loop import train
@@ -145,6 +145,16 @@ def test_the_rate_warms_up_and_falls_along_a_cosine():
     assert rates[52] == pytest.approx(0.005, rel=0.02)
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert 0 < rates[-1] < 1e-5
+
+
+def test_no_noise_is_met_twice():
+    """Neither by two steps, nor by shift and objective, nor by two images; only an epoch's order is looked up again."""
+    (x, y), model = data(), denoiser()
+    with audit() as seen:
+        list(train(model, DenoisingEDM(), x, y, RECIPE))
+    steps, epochs = 12, 4
+    assert len(seen) == steps * RECIPE.batch * len(("shift", "level", "noise")) + epochs
+    assert sum(count > 1 for count in seen.values()) == epochs
 
 
 def test_seeds_differ():

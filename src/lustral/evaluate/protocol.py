@@ -131,9 +131,7 @@ def pending(
     jobs: Sequence[Job], data: Data, *, batch: int = 64, done: Done = lambda job: set()
 ) -> Iterator[tuple[Job, Data]]:
     """What is left to run: every job's images that ``done`` does not hold, ``batch`` at a time, in the plan's order."""
-    names = [(job.system.name, job.stage.name) for job in jobs]
-    if len(set(names)) != len(names):
-        raise UserError("A plan names every (system, stage) once; give repeated stages names of their own.")
+    _check(jobs)
     for job in jobs:
         finished = done(job)
         rows = [row for row in range(min(job.images, len(data.ids))) if int(data.ids[row]) not in finished]

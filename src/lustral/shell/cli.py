@@ -119,7 +119,7 @@ def evaluate(
     search: Search = Search(),
     draws: int = 20,
     seed: int = 0,
-    micro_batch: int | None = 128,
+    micro_batch: int | None = 64,
     resources: Resources = Resources(),
 ) -> None:
     """Evaluate one defence into a ledger, and fold it into results.json and report.html. Resumes where it stopped.

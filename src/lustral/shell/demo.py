@@ -17,7 +17,7 @@ WHY_FAIR = (
     "nearest two of different digits are 7/16 apart in Linf, more than twice eps: no perturbation allowed here can "
     "turn an image into another digit's, so a classifier that resists all of them exists."
 )
-MICRO_BATCH = 128
+MICRO_BATCH = 64
 T_STAR, SWEPT = 0.1, "diffpure-ddpm"
 CURVE_IMAGES = 32
 
