@@ -98,7 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
     images = parser.parse_args().images
-    print(f"| solver | variance in a mode | gradient | cosine, mean | cosine, worst of {images} | length ratio | signs agree |")
+    print(
+        f"| solver | variance in a mode | gradient | cosine, mean | cosine, worst of {images} | length ratio | signs agree |"
+    )
     print("|---|---|---|---|---|---|---|")
     for solver in ("sde", "ode"):
         for variance in (1e-2, 1e-3, 3e-4, 1e-4):

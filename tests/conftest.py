@@ -1,8 +1,8 @@
 import pytest
 import torch
-from components import gaussian_mixture, images, net_denoiser
 from torch import Tensor
 
+from components import gaussian_mixture, images, net_denoiser
 from lustral.denoisers.base import Denoiser
 from lustral.denoisers.ideal import GaussianMixture
 

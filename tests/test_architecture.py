@@ -70,7 +70,9 @@ def calls(path: Path) -> Iterator[ast.Call]:
 
 def test_the_scan_sees_imports_of_every_form(tmp_path):
     path = ROOT / "purifiers" / "imagined.py"
-    TREES[path] = ast.parse("import os.path\nfrom ..core import noise\ndef f():\n from . import x\n from .. import shell")
+    TREES[path] = ast.parse(
+        "import os.path\nfrom ..core import noise\ndef f():\n from . import x\n from .. import shell"
+    )
     found = list(imports(path))
     del TREES[path]
     assert found == ["os.path", "lustral.core.noise", "lustral.purifiers.x", "lustral.shell"]

@@ -2,9 +2,9 @@ import copy
 
 import pytest
 import torch
-from components import PURIFIERS, SHAPE, Counted, images, scramble, squash
 from torch import Tensor, nn
 
+from components import PURIFIERS, SHAPE, Counted, images, scramble, squash
 from lustral.classifiers.small import SmallCNN
 from lustral.core.adjoint import Direct, Identity, Skip
 from lustral.core.errors import UserError
@@ -192,4 +192,3 @@ def test_a_bad_classifier_or_purifier_is_an_error(classifier):
         Defence(classifier, squash)
     with pytest.raises(UserError, match="str is no purifier"):
         defend(classifier, "diffpure")
-

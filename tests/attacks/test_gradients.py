@@ -2,9 +2,9 @@ from functools import partial
 
 import pytest
 import torch
-from components import SHAPE, images, net_denoiser
 from torch import Tensor, nn
 
+from components import SHAPE, images, net_denoiser
 from lustral.attacks.gradients import Gradient, KnownNoise, blind, bpda, exact, surrogate
 from lustral.attacks.losses import cross_entropy
 from lustral.core.adjoint import Direct, Skip

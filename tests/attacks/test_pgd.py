@@ -2,9 +2,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from components import SHAPE, images, net_denoiser
 from torch import Tensor, nn
 
+from components import SHAPE, images, net_denoiser
 from lustral.attacks.gradients import Gradient, blind, exact
 from lustral.attacks.losses import cross_entropy, margin
 from lustral.attacks.pgd import PGD, RandomSign

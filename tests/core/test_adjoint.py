@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from components import PURIFIERS, Counted, gaussian_mixture, images
 from torch import Tensor
 
+from components import PURIFIERS, Counted, gaussian_mixture, images
 from lustral.core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
 from lustral.core.kernel import purify
 from lustral.core.noise import Key, Rng

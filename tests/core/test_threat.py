@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from components import images
 from scipy.optimize import minimize
 from torch import Tensor
 
+from components import images
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.core.threat import L1, L2, Linf, Threat

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from components import SHAPE, images, net_denoiser
 
+from components import SHAPE, images, net_denoiser
 from lustral.core.noise import Key
 from lustral.core.threat import L1, L2, Linf
 from lustral.defence import Defence

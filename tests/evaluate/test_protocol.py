@@ -3,10 +3,9 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from components import SHAPE, finite_set, images, net_denoiser, scramble
-from digits import EPS, digits
-from torch import Tensor
 
+from components import finite_set, images, net_denoiser, scramble
+from digits import EPS, digits
 from lustral.attacks.gradients import exact
 from lustral.attacks.pgd import PGD, RandomSign
 from lustral.core.errors import UserError

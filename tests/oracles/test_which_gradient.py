@@ -1,8 +1,8 @@
 """docs/which-gradient.md in small: on an exact score the continuous adjoint and BPDA are wrong where data are sharp."""
 
 import torch
-
 from benchmarks.which_gradient import measure, mixture
+
 from lustral.core.kernel import purify
 from lustral.core.noise import Key
 from lustral.purifiers.presets import diffpure

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from components import Counted, finite_set, gaussian_mixture, images
 from torch import Tensor
 
+from components import Counted, finite_set, gaussian_mixture, images
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify, trace
 from lustral.core.noise import Key

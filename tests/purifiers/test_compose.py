@@ -1,8 +1,8 @@
 import pytest
 import torch
-from components import bright, gaussian_mixture, images, jitter, squash
 from torch import Tensor, nn
 
+from components import bright, gaussian_mixture, images, jitter, squash
 from lustral.core.adjoint import Checkpointed, Direct
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify, trace

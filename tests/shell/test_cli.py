@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from digits import EPS, digits
 from PIL import Image
 
+from digits import EPS, digits
 from lustral.core import kernel
 from lustral.core.noise import Key
 from lustral.evaluate import metrics
@@ -219,7 +219,18 @@ def test_report_makes_the_same_page_again(run, tmp_path, lustral):
 def test_list_names_everything(lustral, capsys):
     assert lustral("list") == 0
     said = capsys.readouterr().out
-    for name in "digits-cnn digits-unet diffpure adp sde heun majority mean-logits fixed null".split():
+    for name in [
+        "digits-cnn",
+        "digits-unet",
+        "diffpure",
+        "adp",
+        "sde",
+        "heun",
+        "majority",
+        "mean-logits",
+        "fixed",
+        "null",
+    ]:
         assert name in said
 
 

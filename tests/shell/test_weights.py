@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from components import scramble
 from digits import digits
-
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.shell import data, weights

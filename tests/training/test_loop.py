@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from components import scramble
 from torch import Tensor, nn
 
+from components import scramble
 from lustral.classifiers.small import SmallCNN
 from lustral.core.errors import UserError
 from lustral.core.noise import Key, audit

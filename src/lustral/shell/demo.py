@@ -19,7 +19,7 @@ WHY_FAIR = (
 )
 MICRO_BATCH = 64
 T_STAR, SWEPT = 0.1, "diffpure-ddpm"
-CURVE_IMAGES = 32
+CURVE_IMAGES = 24
 
 
 def systems() -> dict[str, System]:
@@ -49,7 +49,7 @@ def plan(images: int, resources: Resources) -> tuple[list[Job], dict[tuple[str, 
         few = min(images, CURVE_IMAGES)
         for eps in (EPS / 3, EPS * 2 / 3, EPS * 4 / 3):
             called = f"exact@eps={eps:.4f}"
-            used = Search(steps=8, eot=max(1, search.eot // 2))
+            used = Search(steps=6, eot=max(1, search.eot // 2))
             jobs.append(Job(system, build.stage("exact", Linf(eps), used, resources, 8, called), few))
             curves[name, called] = "eps", eps
     for t_star in (0.05, 0.15):
@@ -57,7 +57,7 @@ def plan(images: int, resources: Resources) -> tuple[list[Job], dict[tuple[str, 
         system = build.system(name, Purification(solver="ddpm", steps=10, t_star=t_star), Classification(), MICRO_BATCH)
         few = min(images, CURVE_IMAGES)
         for stage in ("clean", "exact"):
-            jobs.append(Job(system, build.stage(stage, threat, Search(steps=8, eot=4), resources, 8), few))
+            jobs.append(Job(system, build.stage(stage, threat, Search(steps=6, eot=4), resources, 8), few))
             curves[name, stage] = "t_star", t_star
     return jobs, curves
 
