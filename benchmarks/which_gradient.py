@@ -2,8 +2,9 @@
 
     python -m benchmarks.which_gradient
 
-Data are Gaussian mixtures in 64 dimensions whose score is known in closed form; the defence is DiffPure at its reference
-setting (VP, t* = 0.1, dt = 1e-3). The smaller the variance inside a mode, the stiffer the reverse process is near t = 0.
+Data are Gaussian mixtures in 64 dimensions whose score is known in closed form; the defence is DiffPure at its
+reference setting (VP, t* = 0.1, dt = 1e-3). The smaller the variance inside a mode, the stiffer the reverse process
+is near t = 0.
 """
 
 import argparse
@@ -25,7 +26,7 @@ T_STAR, DT, END = 0.1, 1e-3, 1e-5
 
 
 class Comparison(NamedTuple):
-    """Of a gradient with the exact one, over images: cosine (mean and worst), ratio of lengths, share of equal signs."""
+    """Of a gradient with the exact one, over images: cosine (mean, worst), ratio of lengths, share of equal signs."""
 
     cosine: float
     worst: float
@@ -41,7 +42,7 @@ def mixture(variance: float, modes: int = 200, spread: float = 0.05) -> Gaussian
 
 
 def continuous_adjoint(data: GaussianMixture, x: Tensor, rng: Rng, seed: Tensor, noise: bool) -> Tensor:
-    """Optimise-then-discretise, as DiffPure does: state and adjoint are integrated backwards together by explicit Euler.
+    """Optimise-then-discretise, as DiffPure does: state and adjoint are integrated backwards by explicit Euler.
 
     The state is simulated again from its end instead of stored, and every drift is evaluated at the later end of its
     step, first at t = 1e-5. The forward pass's own grid and noise are used, the kindest case. On [-1, 1] throughout.
@@ -99,14 +100,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     images = parser.parse_args().images
     print(
-        f"| solver | variance in a mode | gradient | cosine, mean | cosine, worst of {images} | length ratio | signs agree |"
+        "| solver | variance in a mode | gradient | cosine, mean "
+        f"| cosine, worst of {images} | length ratio | signs agree |"
     )
     print("|---|---|---|---|---|---|---|")
     for solver in ("sde", "ode"):
         for variance in (1e-2, 1e-3, 3e-4, 1e-4):
             for name, c in measure(variance, solver, images):
                 print(
-                    f"| {solver} | {variance:g} | {name} | {c.cosine:.3f} | {c.worst:.3f} | {c.length:.3g} | {c.signs:.0%} |",
+                    f"| {solver} | {variance:g} | {name} | {c.cosine:.3f} "
+                    f"| {c.worst:.3f} | {c.length:.3g} | {c.signs:.0%} |",
                     flush=True,
                 )
 
