@@ -279,6 +279,8 @@ CASES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         lambda: after(evaluate(), text("run/ledger.sqlite", "no database " * 99)),
         ["run/ledger.sqlite is no ledger", "move it away"],
     ),
+    "demo: no images": (lambda: ["demo", "--out=run", "--images=0"], ["images must be at least 1"]),
+    "demo: fewer images than none": (lambda: ["demo", "--out=run", "--images=-5"], ["images must be at least 1"]),
     "data: unknown": (lambda: evaluate("--data=cifar"), ["Unknown data 'cifar'", "'digits'", ".npz"]),
     "data: missing": (lambda: evaluate("--data=none.npz"), ["Cannot read none.npz", "check the path"]),
     "data: no labels": (

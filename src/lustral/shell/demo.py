@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Linf
 from ..evaluate.protocol import Job, System
@@ -65,11 +66,13 @@ def plan(images: int, resources: Resources) -> tuple[list[Job], dict[tuple[str, 
 def main(out: Path, images: int, seed: int, resources: Resources) -> dict:
     """Runs the demonstration into ``out`` and returns its results."""
     build.prepare(resources)
+    if images < 1:
+        raise UserError(f"images must be at least 1, not {images}.")
     data = datasets.load("digits", "test")[:images]
     key = Key(seed)
-    jobs, curves = plan(images, resources)
+    jobs, curves = plan(len(data.ids), resources)
     runner.execute(jobs, data, key, out, resources)
-    return finish(out, jobs, curves, data, key, seed, images)
+    return finish(out, jobs, curves, data, key, seed, len(data.ids))
 
 
 def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, images: int) -> dict:
