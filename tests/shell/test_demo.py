@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from digits import EPS
 
+from digits import EPS
 from lustral.shell import demo
 from lustral.shell.options import Search
 
