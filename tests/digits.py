@@ -35,7 +35,7 @@ def plan(images: int, micro_batch: int | None, resources: Resources = Resources(
     # An L2 step depends on every bit of the gradient; the sign of an Linf step hides the last ones.
     threats = {"exact": L2(1.0)} | dict.fromkeys(("clean", "null", "bpda", "fixed"), Linf(EPS))
     return [
-        Job(system, build.stage(name, threats[name], search, resources, draws=2), images)
+        Job(system, build.stage(name, system, threats[name], search, resources, draws=2), images)
         for system in systems
         for name in STAGES
     ]

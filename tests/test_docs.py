@@ -4,6 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
 import lustral
@@ -25,6 +27,15 @@ def run(page: str, namespace: dict) -> dict:
 
 def test_the_guide_runs():
     assert run("docs/guide.md", {})["accuracy"] > 0.5
+
+
+def test_the_page_on_other_libraries_runs():
+    for library in ("foolbox", "art", "pyautoattack", "torchattacks"):
+        pytest.importorskip(library)
+    namespace = run("docs/interop.md", {})
+    assert np.abs(namespace["gradient"]).max() > 0
+    assert namespace["shares"].keys() == namespace["attacks"].keys()
+    assert max(namespace["shares"].values()) > 0
 
 
 def test_the_readme_purifies_and_attacks_something():

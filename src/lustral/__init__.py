@@ -25,8 +25,18 @@ _HOMES = {
     "purifiers.diffusion": ("Diffusion",),
     "purifiers.presets": ("adp", "adp_gated", "diffpure"),
     "defence": ("Defence", "defend"),
-    "attacks.gradients": ("blind", "bpda", "exact", "surrogate"),
+    "attacks.apgd": ("APGD",),
+    "attacks.composed": ("Targeted", "Transfer"),
+    "attacks.estimators": ("SPSA", "Growing", "LowPass"),
+    "attacks.fab": ("FAB",),
+    "attacks.foreign": ("Foreign",),
+    "attacks.gradients": ("KnownNoise", "Selection", "blind", "bpda", "exact", "surrogate"),
     "attacks.pgd": ("PGD", "RandomSign"),
+    "attacks.search": ("Restarts",),
+    "attacks.square": ("Square",),
+    "attacks.stadv": ("Flow", "StAdv"),
+    "evaluate.protocol": ("Data",),
+    "shell.assess": ("assess",),
     "shell.library": ("classifier", "data", "denoiser"),
 }
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
@@ -44,8 +54,16 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from .attacks.gradients import blind, bpda, exact, surrogate
+    from .attacks.apgd import APGD
+    from .attacks.composed import Targeted, Transfer
+    from .attacks.estimators import SPSA, Growing, LowPass
+    from .attacks.fab import FAB
+    from .attacks.foreign import Foreign
+    from .attacks.gradients import KnownNoise, Selection, blind, bpda, exact, surrogate
     from .attacks.pgd import PGD, RandomSign
+    from .attacks.search import Restarts
+    from .attacks.square import Square
+    from .attacks.stadv import Flow, StAdv
     from .core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
     from .core.errors import UserError
     from .core.kernel import purify, trace
@@ -56,10 +74,12 @@ if TYPE_CHECKING:
     from .defence import Defence, defend
     from .denoisers.base import Denoiser
     from .denoisers.ideal import FiniteSet, GaussianMixture
+    from .evaluate.protocol import Data
     from .purifiers.adaptive import Adaptive
     from .purifiers.compose import chain, from_function, repeat, when
     from .purifiers.diffusion import Diffusion
     from .purifiers.presets import adp, adp_gated, diffpure
     from .samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
     from .schedules import VE, VP, DiscreteVP
+    from .shell.assess import assess
     from .shell.library import classifier, data, denoiser

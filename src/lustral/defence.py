@@ -53,8 +53,8 @@ class Defence(nn.Module):
         self.classifier, self.purifier, self.vote = classifier, purifier, vote or Single()
         self.adjoint = adjoint or Checkpointed()
         self._key, self._calls = key or Key.secret(), 0
-        wrapped = [] if isinstance(classifier, nn.Module) else _modules(classifier)
-        for i, module in enumerate([*wrapped, *_modules(purifier)]):
+        wrapped = [] if isinstance(classifier, nn.Module) else modules_in(classifier)
+        for i, module in enumerate([*wrapped, *modules_in(purifier)]):
             self.add_module(f"inner_{i}", module)
 
     def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
@@ -115,7 +115,7 @@ def defend(
     return Defence(classifier, purifier, vote, **options)
 
 
-def _modules(obj: object) -> list[nn.Module]:
+def modules_in(obj: object) -> list[nn.Module]:
     """The torch modules inside an object's fields, so that ``.to(device)`` on a defence reaches them."""
     found: list[nn.Module] = []
     todo, seen = [obj], set()

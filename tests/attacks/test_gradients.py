@@ -5,14 +5,15 @@ import torch
 from torch import Tensor, nn
 
 from components import SHAPE, images, net_denoiser
-from lustral.attacks.gradients import Gradient, KnownNoise, blind, bpda, exact, surrogate
-from lustral.attacks.losses import cross_entropy
-from lustral.core.adjoint import Direct, Skip
+from lustral.attacks.gradients import Gradient, KnownNoise, Selection, blind, bpda, exact, surrogate
+from lustral.attacks.losses import cross_entropy, toward
+from lustral.core.adjoint import Direct, Skip, Surrogate
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify
-from lustral.core.noise import Key
+from lustral.core.noise import Key, Rng
 from lustral.core.vote import MeanLogits
 from lustral.defence import Defence
+from lustral.evaluate.judge import judge
 from lustral.purifiers.presets import diffpure
 
 KEY = Key(5)
@@ -70,7 +71,7 @@ def test_exact_agrees_with_finite_differences(mixture):
     direction = Key(8).rng(4).normal(x)
     look = exact()(defence, x, Y, cross_entropy, rng)
     step = 1e-5
-    ends = [exact().look(defence, x + s * step * direction, Y, cross_entropy, rng).loss for s in (1, -1)]
+    ends = [Selection()(defence, x + s * step * direction, Y, cross_entropy, rng).loss for s in (1, -1)]
     slope = (ends[0] - ends[1]) / (2 * step)
     assert torch.allclose((look.grad * direction).flatten(1).sum(dim=1), slope, rtol=1e-6, atol=1e-9)
 
@@ -104,10 +105,13 @@ def test_the_gradient_goes_through_the_vote():
     assert torch.allclose(look.grad, gradient_of(lambda v: voting.logits(v, rng, Direct()), x), atol=1e-6)
 
 
-def test_a_look_without_a_gradient_sees_the_same():
+@pytest.mark.parametrize("adjoint", [None, Skip(), Surrogate(purifier(steps=1))], ids=["victim", "skip", "surrogate"])
+def test_a_look_without_a_gradient_sees_the_same(adjoint):
     x, rng = images(4), KEY.rng(4)
-    with_gradient, without = (f(victim(), x, Y, cross_entropy, rng) for f in (exact(2), exact(2).look))
+    looks = (Gradient(adjoint, 2), Selection(2, adjoint))
+    with_gradient, without = (f(victim(), x, Y, cross_entropy, rng) for f in looks)
     assert without.grad is None
+    assert not without.loss.requires_grad
     assert torch.equal(with_gradient.loss, without.loss)
     assert torch.equal(with_gradient.wrong, without.wrong)
 
@@ -117,8 +121,19 @@ def test_wrong_is_the_share_of_wrong_draws():
         def logits(self, x, rng, adjoint=None):
             return nn.functional.one_hot((rng.draws >= 1).long(), 2).float() + 0 * x.mean()
 
-    look = Gradient(Skip(), 4).look(ByDraw(), images(2), torch.tensor([0, 1]), cross_entropy, KEY.rng(2))
-    assert look.wrong.tolist() == [0.75, 0.25]
+    for looks in (Selection(4), Gradient(Skip(), 4)):
+        look = looks(ByDraw(), images(2), torch.tensor([0, 1]), cross_entropy, KEY.rng(2))
+        assert look.wrong.tolist() == [0.75, 0.25]
+
+
+def test_a_targeted_look_is_wrong_about_the_true_label():
+    """Whatever the class to reach: here it is never reached, and the label is wrong all the same."""
+    pairs = torch.tensor([[0, 2], [1, 2]])
+    said = Defence(lambda x: torch.tensor([[0.0, 1.0, -1.0]]).expand(len(x), 3) + 0 * x.mean())
+    for looks in (Selection(2), Gradient(None, 2)):
+        look = looks(said, images(2), pairs, toward, KEY.rng(2))
+        assert look.wrong.tolist() == [1, 0]
+        assert look.loss.tolist() == [-1, -2]
 
 
 def test_the_image_and_the_networks_are_left_as_they_were():
@@ -146,7 +161,62 @@ def test_under_known_noise_all_draws_are_one():
     assert torch.allclose(one.grad, three.grad, atol=1e-6)
 
 
+class Tell:
+    """A purifier of [b, 3, 1, 1] images that puts its noise in their place: init's, then that of both steps."""
+
+    n_steps = 2
+
+    def init(self, x: Tensor, rng: Rng) -> tuple[Tensor]:
+        return (torch.cat([rng.normal(x[:, :1]), x[:, 1:]], dim=1),)
+
+    def step(self, i: int, state: tuple[Tensor], rng: Rng) -> tuple[Tensor]:
+        return (torch.cat([state[0][:, : i + 1], rng.normal(state[0][:, :1]), state[0][:, i + 2 :]], dim=1),)
+
+    def readout(self, state: tuple[Tensor]) -> Tensor:
+        return state[0]
+
+
+# ADDT's settings: all noise is known, the forward process's alone, the reverse process's alone.
+SETTINGS = pytest.mark.parametrize(
+    ("part", "known"), [("all", [True] * 3), ("init", [True, False, False]), ("step", [False, True, True])]
+)
+
+
+@SETTINGS
+def test_the_known_part_repeats_whatever_noise_the_attacker_brings_and_the_rest_is_fresh(part, known):
+    told, x = Defence(torch.nn.Flatten(), Tell()), torch.zeros(4, 3, 1, 1)
+    victim, brought = KnownNoise(told, KEY, part), [Key(seed, ("attack",)).rng(4) for seed in (7, 8)]
+    secret = told.logits(x, KEY.rng(4))
+    for rng in brought:
+        seen = victim.logits(x, rng)
+        expected = torch.where(torch.tensor(known), secret, told.logits(x, rng))
+        assert torch.equal(seen, expected)
+    columns = [told.logits(x, rng) for rng in (*brought, KEY.rng(4))]
+    assert len(torch.stack(columns).flatten().unique()) == 3 * 4 * 3
+
+
+@SETTINGS
+def test_known_noise_of_a_votes_draws_differs_and_that_of_decisions_does_not(part, known):
+    told = Defence(torch.nn.Flatten(), Tell(), vote=MeanLogits(3))
+    noise = KnownNoise(told, KEY, part).noise
+    seen = judge(told, torch.zeros(2, 3, 1, 1), Key(7).rng(2), draws=6, noise=noise).view(2, 2, 3, 3)
+    for k, repeats in enumerate(known):
+        column = seen[..., k]  # image, decision, draw
+        assert torch.equal(column[:, 0], column[:, 1]) == repeats
+        assert len(column.unique()) == (6 if repeats else 12)
+
+
+def test_a_part_of_the_noise_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="'forward'"):
+        KnownNoise(victim(), KEY, "forward")
+
+
 @pytest.mark.parametrize("kind", [exact, bpda, partial(surrogate, purifier())], ids=["exact", "bpda", "surrogate"])
 def test_no_draws_at_all_are_refused(kind):
     with pytest.raises(UserError, match="at least 1 draw"):
         kind(eot=0)
+
+
+def test_a_selection_without_draws_is_refused():
+    with pytest.raises(UserError, match="at least 1 draw"):
+        Selection(0)

@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 
-from lustral.attacks.losses import LOSSES, cross_entropy, dlr, margin
+from lustral.attacks.losses import LOSSES, cross_entropy, dlr, dlr_toward, margin, toward, truth
 from lustral.core.noise import Key
 
 Y = torch.tensor([0, 3, 1, 4, 2, 2])
+PAIRS = torch.stack([Y, (Y + 1) % 5], dim=1)
 
 
 def rows() -> list[tuple[list[float], int]]:
@@ -51,6 +52,42 @@ def test_dlr_of_two_classes_takes_the_spread_of_both():
     y = torch.tensor([0, 1, 1, 0, 1, 0])
     assert torch.allclose(dlr(two, y).abs(), torch.ones(len(y), dtype=torch.float64))
     assert torch.equal(dlr(two, y).sign(), margin(two, y).sign())
+
+
+def test_targeted_losses_by_hand():
+    """DLR towards a target is −(z_y − z_t) / (z_π1 − (z_π3 + z_π4)/2), equation 7 of Croce and Hein."""
+    logits = torch.tensor([[5.0, 1, 3, -1, 2], [0, 4, 1, 7, 3], [0, 4, 1, 7, 3], [1, 2, 3, 4, 6]])
+    pairs = torch.tensor([[0, 2], [1, 3], [3, 0], [0, 4]])
+    assert toward(logits, pairs).tolist() == [-2, 3, -7, 5]
+    # Leads of the first over the mean of the third and fourth: 5 − (2 + 1)/2, 7 − (3 + 1)/2 twice, 6 − (3 + 2)/2.
+    assert dlr_toward(logits, pairs).tolist() == pytest.approx([-2 / 3.5, 3 / 5, -7 / 5, 5 / 3.5])
+
+
+@pytest.mark.parametrize(("row", "spread"), [([1.0, 4.0, 2.0], 3.0), ([1.0, 4.0], 3.0)], ids=["three", "two"])
+def test_targeted_dlr_of_few_classes_takes_the_lead_over_the_last(row, spread):
+    assert dlr_toward(torch.tensor([row]), torch.tensor([[1, 0]])).tolist() == pytest.approx([-3 / spread])
+
+
+def test_targeted_dlr_sees_neither_the_scale_nor_the_level_of_the_logits():
+    assert torch.allclose(dlr_toward(7 * logits() - 2, PAIRS), dlr_toward(logits(), PAIRS), rtol=1e-12)
+
+
+def test_the_truth_of_labels_and_of_pairs():
+    assert torch.equal(truth(Y), Y)
+    assert torch.equal(truth(PAIRS), Y)
+
+
+@pytest.mark.parametrize("loss", [toward, dlr_toward])
+def test_a_row_of_a_targeted_loss_does_not_see_its_neighbours(loss):
+    alone = torch.cat([loss(logits()[i : i + 1], PAIRS[i : i + 1]) for i in range(len(Y))])
+    assert torch.equal(loss(logits(), PAIRS), alone)
+
+
+@pytest.mark.parametrize("loss", [toward, dlr_toward])
+def test_the_gradient_of_a_targeted_loss_is_finite_at_saturated_and_tied_logits(loss):
+    edge = torch.tensor([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]], requires_grad=True)
+    loss(edge, torch.tensor([[0, 2], [1, 0]])).sum().backward()
+    assert torch.isfinite(edge.grad).all()
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())

@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -5,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from components import SHAPE, images, net_denoiser
-from lustral.attacks.gradients import Gradient, blind, exact
+from lustral.attacks.gradients import Gradient, Selection, blind, exact
 from lustral.attacks.losses import cross_entropy, margin
 from lustral.attacks.pgd import PGD, RandomSign
+from lustral.attacks.search import Restarts
 from lustral.core.adjoint import Skip
 from lustral.core.errors import UserError
 from lustral.core.noise import Key, audit
@@ -47,17 +49,29 @@ class Scripted:
 
 
 class Noisy:
-    """A defence that remembers every look: the images, and the mean loss of each over its draws."""
+    """A defence that remembers its looks, with a gradient or without: images, their wrong draws and mean loss."""
 
-    def __init__(self, y: Tensor, eot: int):
+    def __init__(self, y: Tensor, eot: int, graded: bool = True):
         net = Defence(lambda x: 20 * x.flatten(1)[:, ::16], diffpure(net_denoiser(), 0.1, "sde", steps=2))
-        self.net, self.y, self.eot, self.looks = net, y, eot, []
+        self.net, self.y, self.eot, self.graded, self.looks = net, y, eot, graded, []
 
     def logits(self, x: Tensor, rng, adjoint=None) -> Tensor:
         out = self.net.logits(x, rng, adjoint)
-        loss = cross_entropy(out, self.y.repeat_interleave(self.eot)).view(-1, self.eot).mean(dim=1)
-        self.looks.append((x.detach()[:: self.eot].clone(), loss.detach()))
+        if torch.is_grad_enabled() == self.graded:
+            y = self.y.repeat_interleave(self.eot)
+            loss = cross_entropy(out.detach(), y).view(-1, self.eot).mean(dim=1)
+            wrong = (out.argmax(dim=1) != y).view(-1, self.eot).float().mean(dim=1)
+            self.looks.append((x.detach()[:: self.eot].clone(), wrong, loss))
         return out
+
+    def best(self) -> list[int]:
+        """The look at which each image was wrong in most draws, and among those had the largest loss."""
+        score = [[(float(wrong[i]), float(loss[i])) for _, wrong, loss in self.looks] for i in range(len(self.y))]
+        return [max(range(len(row)), key=row.__getitem__) for row in score]
+
+    def at(self, best: list[int]) -> list[Tensor]:
+        """Images, mean losses and wrong draws of those looks, in the order of an outcome."""
+        return [torch.stack([self.looks[k][part][i] for i, k in enumerate(best)]) for part in (0, 2, 1)]
 
 
 def grey(n: int = 3) -> Tensor:
@@ -134,15 +148,54 @@ def test_every_image_that_the_victim_sees_keeps_to_the_threat(threat):
         assert ((x >= 0) & (x <= 1)).all()
 
 
-def test_the_iterate_with_the_largest_mean_loss_is_the_candidate():
+def check_candidates(found, victim: Noisy) -> None:
+    """The candidates are the best of the looks, which are not all of one step (ties and ranks: test_search)."""
+    best = victim.best()
+    assert len(set(best)) > 1
+    for value, expected in zip(found, victim.at(best), strict=False):
+        assert torch.equal(value, expected)
+
+
+def test_the_candidate_is_the_iterate_that_is_wrong_in_most_draws_and_then_of_the_largest_loss():
     y, x0 = torch.tensor([0, 1, 2, 3]), images(4)
     victim = Noisy(y, eot=2)
     found = PGD(Linf(0.2), exact(2), steps=6, step_size=0.2, patience=0).run(victim, x0, y, KEY.rng(4))
-    losses = torch.stack([loss for _, loss in victim.looks])
-    best = losses.argmax(dim=0)
-    assert (best < 6).any(), "the last look must not be the best one for all images"
-    assert torch.equal(found.loss, losses.amax(dim=0))
-    assert torch.equal(found.x, torch.stack([victim.looks[k][0][i] for i, k in enumerate(best.tolist())]))
+    assert len(victim.looks) == 7
+    assert min(victim.best()) < 6, "the last look must not be the best one for all images"
+    check_candidates(found, victim)
+
+
+def test_with_selection_the_candidate_is_the_best_on_the_selections_noise():
+    y, x0 = torch.tensor([0, 1, 2, 3]), images(4)
+    attack = PGD(Linf(0.2), exact(2), steps=6, step_size=0.2, patience=0, select=Selection(3))
+    victim = Noisy(y, eot=3, graded=False)
+    found = attack.run(victim, x0, y, KEY.rng(4))
+    assert len(victim.looks) == 7
+    check_candidates(found, victim)
+    noted = Noisy(y, eot=2)
+    attack.run(noted, x0, y, KEY.rng(4))
+    assert torch.equal(found.losses, torch.stack([loss for _, _, loss in noted.looks], dim=1))
+    assert torch.equal(found.wrongs, torch.stack([wrong for _, wrong, _ in noted.looks], dim=1))
+    assert found.looks.tolist() == [attack.looks] * 4 == [6] * 4
+
+
+def test_selection_meets_the_same_noise_at_every_iterate_and_none_of_a_gradients():
+    defence = Defence(lambda x: x.flatten(1)[:, :4], diffpure(net_denoiser(), 0.1, "sde", steps=2))
+    met = {True: Counter(), False: Counter()}
+
+    class Recorder:
+        def logits(self, x, rng, adjoint=None):
+            with audit() as seen:
+                out = defence.logits(x, rng, adjoint)
+            met[torch.is_grad_enabled()].update(seen)
+            return out
+
+    attack = PGD(Linf(0.2), exact(2), steps=4, patience=0, select=Selection(3))
+    attack.run(Recorder(), images(2), torch.tensor([0, 1]), KEY.rng(2))
+    assert set(met[True].values()) == {1}
+    assert len(met[True]) == 4 * len(met[False]) * 2 / 3
+    assert set(met[False].values()) == {5}
+    assert not met[True].keys() & met[False].keys()
 
 
 def test_one_step_of_linf_is_the_sign_of_the_gradient():
@@ -177,7 +230,7 @@ def test_an_image_is_decided_only_if_all_its_draws_are_wrong():
 
 def test_without_patience_every_look_is_taken():
     victim = Scripted(lambda look, ids: torch.ones_like(ids))
-    attack = PGD(Linf(0.1), Gradient(Skip()), steps=4, restarts=2, patience=0)
+    attack = Restarts(PGD(Linf(0.1), Gradient(Skip()), steps=4, patience=0), 2, leave=False)
     found = attack.run(victim, grey(), torch.zeros(3, dtype=torch.long), KEY.rng(3))
     assert found.looks.tolist() == [attack.looks] * 3 == [10] * 3
 
@@ -195,13 +248,14 @@ def test_images_that_leave_do_not_change_the_others():
 
 def test_the_best_of_all_restarts_is_kept():
     y, x0, rng = torch.tensor([0, 1, 2, 3]), images(4), KEY.rng(4)
-    attack = PGD(Linf(0.2), exact(), steps=2, restarts=3, patience=0)
+    attack = Restarts(PGD(Linf(0.2), exact(), steps=2, patience=0), 3, leave=False)
     victim = Noisy(y, eot=1)
     found = attack.run(victim, x0, y, rng)
-    losses = torch.stack([loss for _, loss in victim.looks])
-    assert len(losses) == attack.looks == 9
-    assert torch.equal(found.loss, losses.amax(dim=0))
-    assert len({int(k) // 3 for k in losses.argmax(dim=0)}) > 1, "one restart must not be the best for all images"
+    assert len(victim.looks) == attack.looks == 9
+    best = victim.best()
+    for value, expected in zip(found, victim.at(best), strict=False):
+        assert torch.equal(value, expected)
+    assert len({k // 3 for k in best}) > 1, "one restart must not be the best for all images"
     starts = [victim.looks[k][0] for k in (0, 3, 6)]
     assert not torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[1], starts[2])
@@ -209,13 +263,13 @@ def test_the_best_of_all_restarts_is_kept():
 
 def test_decided_images_are_not_restarted():
     victim = Scripted(lambda look, ids: ids == 0)
-    attack = PGD(Linf(0.1), Gradient(Skip()), steps=3, restarts=3, patience=2)
+    attack = Restarts(PGD(Linf(0.1), Gradient(Skip()), steps=3, patience=2), 3)
     assert attack.run(victim, grey(2), torch.zeros(2, dtype=torch.long), KEY.rng(2)).looks.tolist() == [2, 12]
 
 
 def test_a_streak_does_not_outlive_its_restart():
     victim = Scripted(lambda look, ids: torch.full_like(ids, look in (0, 2)))
-    attack = PGD(Linf(0.1), Gradient(Skip()), steps=2, restarts=3, patience=2)
+    attack = Restarts(PGD(Linf(0.1), Gradient(Skip()), steps=2, patience=2), 3, leave=False)
     assert attack.run(victim, grey(1), torch.zeros(1, dtype=torch.long), KEY.rng(1)).looks.tolist() == [9]
 
 
@@ -245,15 +299,16 @@ def test_momentum_is_mi_fgsm():
     assert torch.allclose(torch.stack(seen[1:]), torch.stack(iterates), atol=1e-6)
 
 
-def test_random_sign_moves_every_pixel_by_eps():
+def test_random_sign_looks_at_the_clean_image_and_then_moves_every_pixel_by_eps():
     x0, victim = images(3), Linear()
     RandomSign(Linf(0.1), looks=5).run(victim, x0, torch.zeros(3, dtype=torch.long), KEY.rng(3))
     assert len(victim.seen) == 5
-    for x in victim.seen:
+    assert torch.equal(victim.seen[0], x0)
+    for x in victim.seen[1:]:
         up, down = (x0 + 0.1).clamp_max(1), (x0 - 0.1).clamp_min(0)
         assert torch.minimum((x - up).abs(), (x - down).abs()).max() < 1e-6
         assert 0.3 < float((x > x0).float().mean()) < 0.7
-    assert not torch.equal(victim.seen[0], victim.seen[1])
+    assert not torch.equal(victim.seen[1], victim.seen[2])
 
 
 @every_threat
@@ -281,7 +336,7 @@ def test_random_sign_meets_the_defence_itself_and_asks_for_no_gradient():
 
 @pytest.mark.parametrize(
     "attack",
-    [PGD(Linf(0.2), exact(2), steps=3, restarts=2, patience=2), RandomSign(Linf(0.2), looks=3, eot=2)],
+    [Restarts(PGD(Linf(0.2), exact(2), steps=3), 2), RandomSign(Linf(0.2), looks=3, select=Selection(2))],
     ids=["pgd", "random-sign"],
 )
 def test_no_noise_is_met_twice_by_attack_and_judge(attack):
@@ -297,7 +352,7 @@ def test_no_noise_is_met_twice_by_attack_and_judge(attack):
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 0}, {"restarts": 0}, {"patience": -1}, {"momentum": 1.5}, {"momentum": -0.1}, {"momentum": float("nan")}]
+    [{"steps": 0}, {"patience": -1}, {"momentum": 1.5}, {"momentum": -0.1}, {"momentum": float("nan")}]
     + [{"step_size": 0.0}, {"step_size": -1.0}, {"step_size": float("nan")}],
     ids=str,
 )

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from lustral.core.errors import UserError
-from lustral.core.noise import Key, Rng, as_rng, audit, replaying
+from lustral.core.noise import Key, Mixed, Rng, as_rng, audit, replaying
 
 KINDS = {"normal": Rng.normal, "uniform": Rng.uniform, "sign": Rng.sign}
 KEY = Key(2024, ("here",))
@@ -230,3 +230,38 @@ def test_audit_exempts_a_declared_recomputation_and_ends_with_its_block():
     rng.normal(batch(2))
     assert len(seen) == 4
     assert set(seen.values()) == {1}
+
+
+def purifier_noise(rng: Rng | Mixed, rows: int) -> dict[str, Tensor]:
+    """What a purifier behind a defence's folding meets in its init and in a step."""
+    rng = rng.fold("purify")
+    places = {"init": rng.fold("init"), "step": rng.fold("step", 2)}
+    return {name: place.normal(batch(rows)) for name, place in places.items()}
+
+
+@pytest.mark.parametrize("part", ["init", "step"])
+def test_mixed_noise_is_the_known_source_in_its_part_and_the_fresh_one_elsewhere(part):
+    fresh, known = Key(1).rng(torch.tensor([4, 9])), Key(2).rng(torch.tensor([4, 9]))
+    seen = purifier_noise(Mixed(fresh, known, part), 2)
+    for place, noise in seen.items():
+        assert torch.equal(noise, purifier_noise(known if place == part else fresh, 2)[place])
+        assert not torch.equal(noise, purifier_noise(fresh if place == part else known, 2)[place])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda r: r[torch.tensor([2, 0])], lambda r: r[1:], lambda r: r.repeat(3), lambda r: r.fold("else", 1)],
+    ids=["integers", "slice", "repeat", "fold"],
+)
+def test_mixed_noise_is_indexed_repeated_and_folded_as_both_of_its_sources(change):
+    fresh, known = Key(1).rng(torch.tensor([4, 9, 5])), Key(2).rng(torch.tensor([4, 9, 5]), draw=3)
+    mixed, rows = change(Mixed(fresh, known, "init")), len(change(fresh))
+    assert len(mixed) == rows
+    assert torch.equal(mixed.ids, change(fresh).ids)
+    assert torch.equal(purifier_noise(mixed, rows)["init"], purifier_noise(change(known), rows)["init"])
+    assert torch.equal(purifier_noise(mixed, rows)["step"], purifier_noise(change(fresh), rows)["step"])
+
+
+def test_mixed_noise_may_be_passed_for_randomness():
+    mixed = Mixed(Key(1).rng(2), Key(2).rng(2), "init")
+    assert as_rng(mixed, 2) is mixed

@@ -27,6 +27,7 @@ EVALUATION = [
     "--draws=4",
     "--micro_batch=32",
 ]
+SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--micro_batch=32"]
 TRAINING = ["--width=8", "--recipe.steps=80", "--recipe.batch=16", "--threads=1"]
 SAVING_ALWAYS = "from lustral.shell import tasks; tasks.SAVE_EVERY = 0.0; from lustral.shell.cli import entry; entry()"
 PATIENCE = 60.0
@@ -77,6 +78,35 @@ def test_an_evaluation_killed_five_times_ends_with_the_same_ledger(tmp_path):
     same = ("accuracy", "low", "high", "single_draw", "worst_of", "majority_of", "mean_logit_of", "max_distance")
     for a, b in zip(found["rows"], expected["rows"], strict=True):
         assert {name: a[name] for name in same} == {name: b[name] for name in same}
+
+
+def stage_holds(folder: Path, stage: str) -> int:
+    """Images in the ledger under one stage."""
+    try:
+        with sqlite3.connect(f"file:{folder / 'ledger.sqlite'}?mode=ro", uri=True) as db:
+            return db.execute("SELECT COUNT(*) FROM candidates WHERE stage = ?", (stage,)).fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_a_suite_killed_in_the_middle_of_every_stage_ends_with_the_same_ledger(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(["evaluate", str(whole), *SUITE, "--resources.threads=1"]) == 0
+    expected = json.loads((whole / "results.json").read_text())
+    with sqlite3.connect(whole / "ledger.sqlite") as db:
+        stages = [stage for (stage,) in db.execute("SELECT stage FROM costs GROUP BY stage ORDER BY MIN(rowid)")]
+    assert {"clean", "null", "unbounded", "transfer", "apgd-margin", "worst"} <= set(stages)
+    killed_inside = 0
+    for stage in stages:
+        spent = ["--resources.batch=1", "--resources.threads=1"]
+        program = ["-m", "lustral", "evaluate", str(killed), *SUITE, *spent]
+        assert kill_when(lambda stage=stage: stage_holds(killed, stage) >= 1, program, 0)
+        killed_inside += stage_holds(killed, stage) < stage_holds(whole, stage)
+    assert killed_inside >= len(stages) // 2, "most kills must fall inside their stage"
+    assert main(["evaluate", str(killed), *SUITE, "--resources.batch=3"]) == 0
+    found = json.loads((killed / "results.json").read_text())
+    assert found["ledger_digest"] == expected["ledger_digest"]
+    assert [row["accuracy"] for row in found["rows"]] == [row["accuracy"] for row in expected["rows"]]
 
 
 def test_a_killed_training_ends_with_the_same_weights(tmp_path):

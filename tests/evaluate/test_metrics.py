@@ -1,6 +1,8 @@
 import math
 from itertools import combinations
+from math import comb
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -9,6 +11,7 @@ from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.core.vote import Abstain, Majority, MeanLogits, MeanSoftmax, Single
 from lustral.evaluate import metrics
+from lustral.evaluate.published import published
 
 IMAGES, DRAWS, CLASSES = 7, 6, 4
 Y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
@@ -172,3 +175,103 @@ def test_mostly_right_is_more_than_half():
 def test_an_interval_needs_an_image():
     with pytest.raises(UserError, match="at least one image"):
         metrics.wilson(0.5, 0)
+
+
+def right_table(shares: list[float], draws: int = 40) -> torch.Tensor:
+    """Images whose first draws are right."""
+    return torch.stack([torch.arange(draws) < round(share * draws) for share in shares])
+
+
+def logits_of(right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of three classes that give such a table for label 1, with margins of their own."""
+    size = 1 + Key(1).rng(len(right)).uniform(torch.empty(right.shape))
+    logits = torch.zeros(*right.shape, 3)
+    logits[..., 1] = torch.where(right, size, -size)
+    return logits, torch.ones(len(right), dtype=torch.long)
+
+
+def test_risks_are_votes_and_resubmissions_from_the_same_draws():
+    logits, y = logits_of(right_table([1.0, 0.8, 0.3]))
+    found = {(risk.rule, risk.k, risk.m): risk.accuracy for risk in metrics.risks(logits, y)}
+    assert found["single", 1, 1] == pytest.approx(metrics.average(metrics.right(logits, y)))
+    assert found["single", 1, 10] == pytest.approx(metrics.worst_of(metrics.right(logits, y), 10))
+    assert found["majority", 5, 1] == metrics.majority_of(logits, y, 5)
+    assert found["majority", 5, 5] == metrics.worst_of(metrics.voted(logits, y, Majority(5)), 5)
+    assert found["mean logits", 20, 1] == metrics.mean_logit_of(logits, y, 20)
+    assert ("majority", 20, 5) not in found, "two decisions cannot tell the worst of five"
+    for (rule, k, m), accuracy in found.items():
+        assert accuracy.value <= found[rule, k, 1].value + 1e-12, (rule, k, m)
+
+
+def test_the_bootstrap_interval_is_that_of_the_mean():
+    """For many images it is normal about the mean, with the standard error of the mean."""
+    values = Key(3).rng(1).uniform(torch.empty(1, 400))[0]
+    found = metrics.bootstrap(values)
+    error = float(values.std() / 400**0.5)
+    assert found.value == pytest.approx(values.mean().item())
+    assert found.low == pytest.approx(found.value - 1.96 * error, abs=0.2 * error)
+    assert found.high == pytest.approx(found.value + 1.96 * error, abs=0.2 * error)
+    assert metrics.bootstrap(values) == found
+
+
+def test_sign_flips_are_exact_for_few_images_and_calibrated_for_many():
+    assert metrics.sign_flip(torch.tensor([-1.0, -2.0, -3.0])) == 1 / 8
+    assert metrics.sign_flip(torch.tensor([1.0, 2.0, 3.0])) == 1.0
+    assert metrics.sign_flip(torch.tensor([-3.0, 1.0])) == 2 / 4
+    many = Key(5).rng(200).normal(torch.empty(200, 30))
+    chances = torch.tensor([metrics.sign_flip(row) for row in many])
+    assert 0.005 <= float((chances < 0.05).double().mean()) <= 0.11
+    assert metrics.sign_flip(many[0] - 2) < 0.001
+
+
+def test_the_anytime_interval_holds_at_every_size_at_once():
+    """Of 200 sequences, the intervals after 10, 20, … images all contain the truth in at least 95 % (up to chance)."""
+    truth, missed = 0.3, 0
+    for row in Key(6).rng(200).uniform(torch.empty(200, 100)):
+        values = (row < truth).double().tolist()
+        found = [metrics.sequence(values[:n]) for n in range(10, 101, 30)]
+        missed += not all(one.low <= truth <= one.high for one in found)
+    assert missed / 200 <= 0.08
+    wide, narrow = metrics.sequence(values[:20]), metrics.sequence(values)
+    assert narrow.high - narrow.low < wide.high - wide.low
+    assert narrow.high - narrow.low < 0.45
+
+
+def test_looks_are_counted_as_those_who_judge_while_they_optimise_do():
+    wrongs = [np.array([0.0, 0.1, 0.0]), np.array([0.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])]
+    assert metrics.looked(wrongs).value == pytest.approx(1 / 3)
+    assert metrics.looked(wrongs, 2).value == pytest.approx(2 / 3)
+    assert metrics.looked(wrongs, 1).value == 1
+
+
+def test_accuracy_per_class_is_the_average_of_its_images():
+    right, y = right_table([1.0, 0.5, 0.0]), torch.tensor([4, 4, 7])
+    found = metrics.per_class(right, y)
+    assert {label: value.value for label, value in found.items()} == {4: 0.75, 7: 0.0}
+
+
+def test_others_metrics_are_recomputed_from_the_same_draws():
+    """Three images: right in 40, 36 and 10 of 40 draws; the attack saw 1, 6 and 9 of 10 wrong at its worst looks."""
+    right = right_table([1.0, 0.9, 0.25])
+    logits, y = logits_of(right)
+    wrongs = [np.array([0.0, 0.1]), np.array([0.6, 0.0]), np.array([0.9, 0.5])]
+    found = {(item.source, item.name): item.value for item in published(logits, y, wrongs)}
+    assert found["DiffHammer", "Avg.Rob"].value == pytest.approx(1.0)  # of the first 10 draws
+    expected = (1 + comb(36, 10) / comb(40, 10) + comb(10, 10) / comb(40, 10)) / 3
+    assert found["DiffHammer", "Wor.Rob (10)"].value == pytest.approx(expected)
+    assert found["DiffBreak", "Wor.Rob"].value == 0
+    assert found["DiffBreak", "MV.Rob"].value == pytest.approx(1 / 3)
+    assert found["Fixed-AutoAttack", "mean of 20"].value == pytest.approx((20 + 20 + 10) / 60)
+    assert found["AutoAttack (rand)", "one draw"].value == 1
+    assert all(item.definition for item in published(logits, y, wrongs))
+
+
+def test_others_metrics_are_left_out_where_draws_or_looks_are_missing():
+    logits, y = logits_of(right_table([1.0], draws=5))
+    found = {(item.source, item.name): item.value for item in published(logits, y, [])}
+    assert (
+        found["DiffHammer", "Avg.Rob"]
+        is found["DiffBreak", "Wor.Rob"]
+        is found["Fixed-AutoAttack", "mean of 20"]
+        is None
+    )

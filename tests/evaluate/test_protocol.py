@@ -15,7 +15,7 @@ from lustral.core.threat import Linf
 from lustral.core.vote import MeanLogits
 from lustral.defence import Defence
 from lustral.evaluate import protocol
-from lustral.evaluate.protocol import Data, Job, Stage, System, describe, evaluate
+from lustral.evaluate.protocol import Chunk, Data, Job, Memory, Stage, System, Task, describe, evaluate, pending
 from lustral.purifiers.presets import diffpure
 from lustral.shell import build, weights
 from lustral.shell.options import Classification, Purification, Resources, Search, ThreatModel
@@ -34,12 +34,17 @@ def data(n: int = N) -> Data:
     return Data(torch.tensor([5, 3, 8, 1, 9])[:n], images(n), torch.tensor([0, 1, 2, 3, 0])[:n])
 
 
+def run(job: Job) -> Chunk:
+    """A job on all its data at once."""
+    return protocol.run(Task(job, data(), data().x), KEY)
+
+
 def addresses(*places: tuple[System, Stage]) -> Counter:
     """How often each address was drawn in running these stages."""
     chosen = data()
     with audit() as seen:
         for place in places:
-            protocol.run(Job(*place, N), chosen, KEY)
+            protocol.run(Task(Job(*place, N), chosen, chosen.x), KEY)
     return seen
 
 
@@ -48,7 +53,7 @@ def test_attack_and_judge_never_meet_the_same_noise():
     stages = Stage("pgd", ATTACK, 4), Stage("null", null, 4), Stage("clean", None, 4)
     everything = addresses(*((system(), stage) for stage in stages))
     judged, searched = N * 4 * 3, N * 2 * 3
-    assert len(everything) == 3 * judged + 3 * searched + 3 * N * 3 + 3 * N
+    assert len(everything) == 3 * judged + 3 * searched + 3 * N * 3 + 2 * N
     assert max(everything.values()) == 1
 
 
@@ -73,12 +78,12 @@ def test_systems_and_stages_have_noise_of_their_own():
 def test_the_known_noise_is_that_of_the_deployed_decision():
     """With known noise the judge sees the very logits that the attack saw."""
     job = Job(system(vote=MeanLogits(2)), Stage("fixed", replace(ATTACK, gradient=exact()), 8, "known"), N)
-    chunk = protocol.run(job, data(), KEY)
+    chunk = run(job)
     home = KEY.fold("net", "fixed", "known").rng(chunk.ids)
     assert chunk.logits.shape[1] == 2
     assert torch.allclose(chunk.logits.mean(dim=1), job.system.defence.logits(chunk.x, home), atol=1e-6)
     loss = torch.nn.functional.cross_entropy(chunk.logits.mean(dim=1), chunk.y, reduction="none")
-    assert torch.allclose(loss, chunk.loss, atol=1e-5)
+    assert torch.allclose(loss, chunk.found.loss, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_the_known_noise_is_that_of_the_deployed_decision():
 def test_the_judge_draws_whole_decisions(votes, draws, knowledge, expected):
     job = Job(system(vote=MeanLogits(votes)), Stage("s", None, draws, knowledge), N)
     assert job.draws == expected
-    assert protocol.run(job, data(), KEY).logits.shape[1] == expected
+    assert run(job).logits.shape[1] == expected
 
 
 def test_an_undefended_classifier_is_judged_once():
@@ -101,17 +106,19 @@ def test_candidates_that_break_the_threat_are_mended_and_said_so():
         threat, looks = Linf(0.1), 0
 
         def run(self, victim, x0, y, rng):
-            return torch.where(y.view(-1, 1, 1, 1) == 0, x0 + 0.5, x0), torch.zeros(len(y)), torch.zeros(len(y))
+            return protocol.nothing(torch.where(y.view(-1, 1, 1, 1) == 0, x0 + 0.5, x0))
 
-    chunk = protocol.run(Job(system(), Stage("cheat", Cheat(), 2), N), data(), KEY)
+    chunk = run(Job(system(), Stage("cheat", Cheat(), 2), N))
     assert chunk.repaired.tolist() == [True, False, False]
     assert (chunk.distance <= 0.1 + 1e-6).all()
 
 
 def test_images_that_are_done_are_left_out_and_the_rest_comes_in_batches():
-    job = Job(system(), Stage("clean", None, 1), 5)
-    chunks = list(evaluate([job], data(5), KEY, batch=2, done=lambda j: {3, 9}))
-    assert [chunk.ids.tolist() for chunk in chunks] == [[5, 8], [1]]
+    job, store = Job(system(), Stage("clean", None, 1), 5), Memory()
+    store.write(protocol.run(Task(job, data(5)[[1, 4]], data(5).x[[1, 4]]), KEY))
+    tasks = list(pending([job], data(5), store, batch=2))
+    assert [task.data.ids.tolist() for task in tasks] == [[5, 8], [1]]
+    assert [task.data.ids.tolist() for task in pending([job], data(5), store, only={1, 3})] == [[1]]
 
 
 def test_a_job_takes_the_first_images_of_the_data():
@@ -145,6 +152,7 @@ OTHER = {
         "sigma": 0.2,
         "published": True,
         "gate": 5.0,
+        "fixed_noise": True,
     },
     Classification: {"classifier": "other", "vote": "majority", "draws": 3},
     ThreatModel: {"norm": "l2", "eps": 0.1},
@@ -180,7 +188,8 @@ def identity(changes: dict | None = None, method: str = "diffpure", resources: R
     facts = {"draws": 4, "seed": 0, "images": 2, "micro_batch": None, "stages": ("clean", "null", "exact")} | rest
     system = build.system("s", parts[Purification], parts[Classification], facts["micro_batch"])
     against = build.threat(parts[ThreatModel])
-    stages = [build.stage(name, against, parts[Search], resources, facts["draws"]) for name in facts["stages"]]
+    options = against, parts[Search], resources, facts["draws"]
+    stages = [build.stage(name, system, *options) for name in facts["stages"]]
     jobs = [Job(system, stage, facts["images"]) for stage in stages]
     return digest(describe(jobs, digits(4), Key(facts["seed"])))
 

@@ -453,7 +453,7 @@ def test_an_evaluation_on_a_full_disk_says_so_and_goes_on_later(lustral, full_di
     assert "disk" in sentence
     assert lustral(*evaluate("--images=40")) == 0
     files = {p.name for p in Path("run").iterdir()} - {"ledger.sqlite-wal", "ledger.sqlite-shm"}  # SQLite's own
-    assert files == {"ledger.sqlite", "results.json", "pictures.npz", "report.html"}
+    assert files == {"ledger.sqlite", "run.json", "results.json", "pictures.npz", "report.html"}
 
 
 def test_a_broken_picture_in_a_folder_leaves_no_scratch_files(lustral, capfd):
@@ -466,6 +466,7 @@ def test_a_broken_picture_in_a_folder_leaves_no_scratch_files(lustral, capfd):
 
 
 SEARCH, SPENT = Search(steps=1), Resources()
+BARE = build.system("bare", Purification(method="none"), Classification())
 
 
 @pytest.mark.parametrize(
@@ -475,8 +476,8 @@ SEARCH, SPENT = Search(steps=1), Resources()
         (lambda: build.purifier(Purification(method="difpure"), None), "Did you mean 'diffpure'"),
         (lambda: build.purifier(Purification(solver="sdf"), library.denoiser("digits-unet")), "Unknown solver 'sdf'"),
         (lambda: build.threat(ThreatModel(norm="linfty")), "Did you mean 'linf'"),
-        (lambda: build.stage("exat", Linf(0.1), SEARCH, SPENT, 2), "Did you mean 'exact'"),
-        (lambda: build.stage("exact", Linf(0.1), replace(SEARCH, loss="drl"), SPENT, 2), "Did you mean 'dlr'"),
+        (lambda: build.stage("exat", BARE, Linf(0.1), SEARCH, SPENT, 2), "Did you mean 'exact'"),
+        (lambda: build.stage("exact", BARE, Linf(0.1), replace(SEARCH, loss="drl"), SPENT, 2), "Did you mean 'dlr'"),
         (lambda: data.load("digits", "tests"), "Did you mean 'test'"),
         (lambda: tasks.run("classify", Path("a.safetensors"), "digits", 4, Recipe()), "Unknown task"),
         (lambda: weights.build({"type": "Unet"}), "Did you mean 'UNet'"),

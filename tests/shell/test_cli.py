@@ -136,7 +136,8 @@ def test_attacked_images_can_be_evaluated(lustral):
 
 
 def test_evaluate_leaves_a_ledger_results_pictures_and_a_page(run):
-    assert {p.name for p in run.iterdir()} == {"ledger.sqlite", "results.json", "pictures.npz", "report.html"}
+    names = {"ledger.sqlite", "run.json", "results.json", "pictures.npz", "report.html"}
+    assert {p.name for p in run.iterdir()} == names
     page = (run / "report.html").read_text()
     assert page.lstrip().startswith("<!")
     found = json.loads((run / "results.json").read_text())

@@ -1,10 +1,12 @@
 import sqlite3
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from components import SHAPE, images
+from lustral.attacks.search import Outcome
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.defence import Defence
@@ -25,7 +27,10 @@ def chunk(ids: list[int], system: str = "s", stage: str = "clean", seconds: floa
     distance, distance_8bit, loss = rng.fold("rest").uniform(torch.empty(n, 3)).unbind(dim=1)
     images, repaired = torch.tensor(ids), torch.tensor([i % 2 == 0 for i in ids])
     job = Job(System(system, Defence(lambda x: x)), Stage(stage), 6)
-    return Chunk(job, images, y, x, distance, distance_8bit, repaired, loss, images + 5, logits, seconds, 10, 4)
+    history = rng.fold("looks").uniform(torch.empty(n, 4))
+    history[:, 2:] = torch.where(torch.tensor(ids)[:, None] % 2 == 0, history[:, 2:], torch.nan)
+    outcome = Outcome(x, loss, loss / 2, history, history / 2)
+    return Chunk(job, images, y, x, distance, distance_8bit, repaired, outcome, logits, seconds, 10, 4)
 
 
 def read_everything(place: Path) -> None:
@@ -95,17 +100,32 @@ def test_the_digest_depends_on_neither_order_nor_chunks_nor_costs(tmp_path):
     assert one.digest() == two.digest()
 
 
-@pytest.mark.parametrize("field", ["y", "x", "distance", "distance_8bit", "repaired", "loss", "looks", "logits"])
-def test_the_digest_sees_the_smallest_change_of_any_result(tmp_path, field):
-    base = chunk([0, 1])
-    value = getattr(base, field).clone()
+def changed(found: NamedTuple, field: str) -> NamedTuple:
+    """The same results but for the last bit of one value."""
+    value = getattr(found, field).clone()
     value[1] = torch.nextafter(value[1], value[1] + 1) if value.is_floating_point() else value[1] ^ 1
+    return found._replace(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["y", "x", "distance", "distance_8bit", "repaired", "logits"])
+def test_the_digest_sees_the_smallest_change_of_any_result(tmp_path, field):
+    assert digests(tmp_path, chunk([0, 1]), changed(chunk([0, 1]), field)) == 2
+
+
+@pytest.mark.parametrize("field", ["loss", "wrong", "losses", "wrongs"])
+def test_and_of_what_the_attack_saw(tmp_path, field):
+    base = chunk([0, 1])
+    assert digests(tmp_path, base, base._replace(found=changed(base.found, field))) == 2
+
+
+def digests(tmp_path: Path, *parts: Chunk) -> int:
+    """How many different digests the ledgers of these results have."""
     digests = set()
-    for name, part in (("1", base), ("2", base._replace(**{field: value}))):
+    for name, part in enumerate(parts):
         with Ledger(tmp_path / f"{name}.sqlite", SPEC) as found:
             found.write(part)
             digests.add(found.digest())
-    assert len(digests) == 2
+    return len(digests)
 
 
 def test_the_digest_sees_the_runs_identity(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lustral.shell.folder import hold_back
 from lustral.shell.report import render
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -19,6 +20,14 @@ ACCURACY = {
     "adp": {"clean": 0.95, "null": 0.93, "blind": 0.91, "bpda": 0.83, "exact": 0.71, "fixed": 0.58},
     "diffpure-sde": {"clean": 0.94, "null": 0.9, "exact": 0.64},
 }
+
+
+LEVELS = ("green", "amber", "red")
+CERTIFICATE = {
+    "images": 4, "replays_states": True, "autograd": 0.0, "finite_difference": 6.6e-10, "cosine_bpda": 0.73,
+    "agreement": [[2, 0.83], [4, 0.92]], "binarisation": {"images": 8, "attack": 1.0, "chance": 0.125},
+    "undefended": 0.25, "neighbours": 0.0,
+}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -100,6 +109,39 @@ def results() -> dict:
     }  # fmt: skip
 
 
+def suite(allow_red: bool = False) -> dict:
+    """A suite's results; a red finding withholds the number of ``diffpure-sde``, 38 % (36 % under the exact attack)."""
+    changes = {"attacked": 32, "images": 32}
+    rows = [row(s, "clean", 0.9) for s in ("adp", "diffpure-sde")]
+    rows += [row("adp", "exact", 0.5, **changes), row("diffpure-sde", "exact", 0.3613, **changes)]
+    rows += [row("adp", "bpda", 0.41, **changes), row("diffpure-sde", "unbounded", 0.0, **changes)]
+    looked = {"looks": 12, "accuracy": 0.62}
+    rows += [row("adp", "worst", 0.45, null_looked=looked), row("diffpure-sde", "worst", 0.3791)]
+    rows += [row("adp", stage, 0.5, "attack", attacked=n) for stage, n in (("transfer", 100), ("apgd-t", 61))]
+    risks = [
+        {"rule": rule, "k": k, "m": m, "accuracy": [v, v - 0.1, v + 0.1]}
+        for rule, k, m, v in (("single", 1, 1, 0.45), ("single", 1, 5, 0.33), ("majority", 5, 1, 0.51))
+    ]
+    detail = {
+        "stage": "worst", "risks": risks, "clean_risks": risks[:1], "draws_right": [0, 0, 20, 7],
+        "published": [
+            {"source": "DiffBreak", "name": "MV.Rob", "definition": "no look lost", "value": [0.4, 0.3, 0.5]},
+            {"source": "DiffHammer", "name": "Avg.Rob", "definition": "mean of ten", "value": None},
+        ],
+        "bootstrap": [0.45, 0.4, 0.5], "sequence": [0.45, 0.2, 0.7], "per_class": {10: [0.5, 0.4, 0.6], 9: [1, 0.8, 1]},
+        "cost_curve": [{"stage": "transfer", "forward": 90.0, "backward": 10.0, "accuracy": 0.5}],
+    }  # fmt: skip
+    said = [{"level": level, "value": 1.0, "text": f"It is {level}.", "name": f"{level}-one"} for level in LEVELS]
+    found = results() | {
+        "suite": "lustral-smoke-1", "rows": rows, "details": {"adp": detail, "diffpure-sde": detail},
+        "threat": {"norm": "linf", "eps": EPS, "why": ""}, "withheld": {"diffpure-sde": ["red-one"]},
+        "ordering": [{"system": "diffpure-sde", "claim": "null ≥ exact", "values": [0.9, 0.3613], "holds": True}],
+        "findings": {"adp": said[:1], "diffpure-sde": said}, "certificates": {"adp": CERTIFICATE, "diffpure-sde": None},
+    }  # fmt: skip
+    found["paired"] = [found["paired"][0] | {"stage": "worst", "difference": [0.07, -0.01, 0.15]}]
+    return hold_back(found, allow_red)
+
+
 def pictures(shape: tuple[int, int, int] = (1, 8, 8), systems=("undefended", "adp")) -> dict[str, np.ndarray]:
     rng, out = np.random.default_rng(0), {"y": np.array([3, 1])}
     for system in systems:
@@ -149,12 +191,12 @@ def test_tags_are_balanced_and_references_lead_somewhere(html, page):
 
 def test_every_value_of_a_row_is_in_the_tables(page):
     assert page.table_row("Fixed noise", "", "58 %") == [
-        *("Fixed noise", "", "58 %", "[48, 66]", "93 %", "60 %", "[50, 69]", "52 %", "74 %", "76 %"),
-        *("20", "8", "16", "12.3", "1,234,567", "65,432"),
+        *("Fixed noise", "", "58 %", "[48, 66]", "93 %", "60 %", "[50, 69]", "—", "52 %", "74 %"),
+        *("76 %", "100", "20", "8", "16", "12.3", "1,234,567", "65,432"),
     ]
     assert page.table_row("ADP", "Fixed noise") == [
-        *("ADP", "Fixed noise", "exact (checkpointed)", "cross-entropy", "Linf 0.1875", "15", "8", "16", "1", "known"),
-        *("100", "20", "mean softmax of 4", "0.1874", "3"),
+        *("ADP", "Fixed noise", "—", "exact (checkpointed)", "cross-entropy", "Linf 0.1875", "15", "8", "—", "—", "16"),
+        *("1", "known", "100", "20", "mean softmax of 4", "0.1874", "3"),
     ]
     assert page.table_row("ADP", "Exact", "0.25")[:4] == ["ADP", "Exact", "0.25", "44 % [34, 52]"]
 
@@ -198,7 +240,7 @@ def test_checks_are_told_in_words_and_not_by_colour_alone(page):
     assert "✓ holds ADP Blind 91 % ≥ BPDA 83 % ≥ Exact 71 %" in words
     assert "✗ fails DiffPure SDE an unbounded attack reaches 0: 2 %" in words
     assert "1 of 2 ordering checks fails" in words
-    assert page.table_row("ADP", "DiffPure SDE")[2:] == ["Exact", "12", "5", "0.14", "no clear difference"]
+    assert page.table_row("ADP", "DiffPure SDE")[2:] == ["Exact", "12", "5", "0.14", "—", "no clear difference"]
 
 
 @pytest.mark.parametrize(
@@ -324,3 +366,76 @@ def test_the_same_results_give_the_same_page_and_stay_as_they_were(html):
 def test_importing_the_report_does_not_import_matplotlib():
     code = "import sys, lustral.shell.report; assert not {'matplotlib', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_withheld_numbers_are_nowhere_and_a_box_says_why():
+    html = render(suite(), {})
+    page = Page(html)
+    assert not re.search(r"\b3[68] %|37\.91|36\.13", page.text + " ".join(page.values("aria-label")))
+    assert "its robust accuracy is withheld. The evaluation contradicts itself in red-one." in page.words()
+    assert "What it means and what to do: docs/findings/red-one.md." in page.words()
+    assert "the robust accuracy of DiffPure SDE is withheld." in page.words()
+    assert [row[2] for row in page.rows if row[0] in ("Exact", "Worst case")] == [
+        "50 %",
+        "45 %",
+        "withheld",
+        "withheld",
+    ]
+    assert page.unbalanced == []
+
+
+def test_numbers_shown_in_spite_of_a_red_finding_are_marked():
+    page = Page(render(suite(allow_red=True), {}))
+    assert "DiffPure SDE 38 % [28, 46] (red finding) in the worst case of all attacks." in page.words()
+    assert "DiffPure SDE 36 %" not in page.words()
+    assert "✗ Marked DiffPure SDE" in page.words()
+    marked = [row[2] for row in page.rows if row[0] in ("Exact", "Worst case")]
+    assert marked == ["50 %", "45 %", "36 % held", "38 % held"]
+
+
+def test_the_worst_case_is_the_number_and_controls_stand_for_fewer_images():
+    page = Page(render(suite(), {}))
+    assert "At Linf ε = 0.1875 ADP keeps 45 % [35, 53] in the worst case of all attacks;" in page.words()
+    assert "Lowest on record: ADP 45 % (worst case)" in page.words()
+    assert "(or of those stated) counts. Controls stand for fewer images than the 100 of the run" in page.words()
+    assert "lustral-smoke-1" in page.words()
+    assert page.table_row("Worst case", "", "45 %")[7:12] == ["62 % at 12", "52 %", "74 %", "76 %", "100"]
+    assert page.table_row("APGD, targeted")[11] == "61 of 100"
+
+
+def test_findings_are_red_then_amber_then_folded_green():
+    html = render(suite(), {})
+    found = html[html.index('<section id="findings">') :]
+    at = [found.index(f"It is {level}.", found.index("1 red, 1 amber, 1 green")) for level in reversed(LEVELS)]
+    assert at == sorted(at)
+    assert [found.rfind("<details>", 0, where) > found.rfind("</ul>", 0, where) for where in at] == [False, False, True]
+
+
+def test_details_tell_every_way_of_counting():
+    page = Page(render(suite(), {}))
+    assert page.table_row("single", "1", "45 % [35, 55] (45 %)")[3] == "33 % [23, 43]"
+    assert page.table_row("majority", "5") == ["majority", "5", "51 % [41, 61]", "—"]
+    assert page.table_row("DiffBreak MV.Rob") == ["DiffBreak MV.Rob", "40 % [30, 50]", "no look lost"]
+    assert page.table_row("DiffHammer Avg.Rob")[1] == "—"
+    assert page.table_row("ADP", "45 % [40, 50]")[2] == "45 % [20, 70]"
+    assert [row[0] for row in page.rows if row[0] in ("9", "10")] == ["9", "10"]
+    assert "0 of 20 right: 2 images. 7 of 20 right: 1 image. 20 of 20 right: 1 image. " in page.values("aria-label")
+    assert page.table_row("ADP", "4", "✓ yes")[3:] == [
+        *("0", "6.6e-10", "0.73", "2: 0.83, 4: 0.92", "100 %, 12 % of 8", "25 %", "0")
+    ]
+    assert Page(render(suite(allow_red=True), {})).table_row("ADP", "DiffPure SDE")[6] == "+7 [−1, +15]"
+
+
+def test_the_cost_curve_is_there_only_with_data():
+    found = suite()
+    (shown,) = re.findall(r'<desc id="cost-desc">(.*?)</desc>', render(found, {}), re.DOTALL)
+    assert shown.strip() == "ADP: 100: 50 %."
+    found["details"]["adp"]["cost_curve"] = []
+    assert "cost-desc" not in render(found, {})
+
+
+def test_many_systems_share_a_limit_of_pictures():
+    systems = [f"system {i}" for i in range(7)]
+    shown = {name: np.repeat(value, 4, axis=0) for name, value in pictures(systems=systems).items()}
+    grids = Page(render({"title": "Pictures"}, shown)).rows
+    assert len(grids) == 7 * (1 + 2)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..core.adjoint import Adjoint, Checkpointed, Identity, Skip, Surrogate
 from ..core.errors import UserError
-from ..core.noise import Key, Rng
+from ..core.noise import Key, Mixed, Rng
 from ..core.purifier import Purifier
-from .losses import Loss
+from .losses import Loss, truth
 
 
 class Victim(Protocol):
@@ -25,13 +25,27 @@ class Victim(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class KnownNoise:
-    """A victim whose noise the attacker knows: every look meets the one noise of ``key`` (deterministic white box)."""
+    """A victim whose noise the attacker knows: every look meets the noise of ``key`` (deterministic white box).
+
+    ``part`` is what is known: ``all``, or only what the purifier draws in its ``init`` (a diffusion's forward noise) or
+    in its ``step`` s (the reverse process), the other part being fresh (ADDT's three settings).
+    """
 
     victim: Victim
     key: Key
+    part: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.part not in ("all", "init", "step"):
+            raise UserError(f"Known noise is of 'all', 'init' or 'step', not {self.part!r}.")
+
+    def noise(self, rng: Rng) -> Rng | Mixed:
+        """What the victim's noise is where the attacker brings ``rng``."""
+        known = self.key.rng(rng.ids)
+        return known if self.part == "all" else Mixed(rng, known, self.part)
 
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
-        return self.victim.logits(x, self.key.rng(rng.ids), adjoint)
+        return self.victim.logits(x, self.noise(rng), adjoint)
 
 
 class Look(NamedTuple):
@@ -42,11 +56,47 @@ class Look(NamedTuple):
     wrong: Tensor
 
 
+def observe(
+    victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng, draws: int, adjoint: Adjoint | None
+) -> tuple[Tensor, Tensor]:
+    """Losses [b, draws] of as many decisions on each image, and the share of them that is wrong [b]."""
+    labels = y.repeat_interleave(draws, dim=0)
+    logits = victim.logits(x.repeat_interleave(draws, dim=0), rng.repeat(draws), adjoint)
+    wrong = (logits.detach().argmax(dim=1) != truth(labels)).view(len(x), draws).float().mean(dim=1)
+    return loss(logits, labels).view(len(x), draws), wrong
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Looks without a gradient, by which a search chooses: ``draws`` decisions on noise that no gradient saw.
+
+    ``adjoint`` None is the victim as it is; ``Skip`` is that of an attacker who does not know of the purifier.
+    """
+
+    draws: int = 1
+    adjoint: Adjoint | None = None
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise UserError(f"Selection needs at least 1 draw, not {self.draws}.")
+
+    @torch.no_grad()
+    def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
+        losses, wrong = observe(victim, x, y, loss, rng, self.draws, self.adjoint)
+        return Look(None, losses.mean(dim=1), wrong)
+
+
+class Estimator(Protocol):
+    """Whatever gives a search its direction."""
+
+    def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look: ...
+
+
 @dataclass(frozen=True)
 class Gradient:
     """An adjoint and the number of draws ``eot`` that are averaged."""
 
-    adjoint: Adjoint
+    adjoint: Adjoint | None
     eot: int = 1
 
     def __post_init__(self) -> None:
@@ -54,24 +104,16 @@ class Gradient:
             raise UserError(f"EOT needs at least 1 draw, not {self.eot}.")
 
     def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
-        """Gradient [b, c, h, w] of the mean loss over draws, from the same forward pass as the loss and the success."""
+        """Gradient [b, c, h, w] of the mean loss over draws, from the same forward pass as the loss and the success.
+
+        Zero where the victim cuts the graph, which the findings of an evaluation report.
+        """
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
-            losses, wrong = self._forward(victim, leaf, y, loss, rng)
-            (grad,) = torch.autograd.grad(losses.mean(dim=1).sum(), leaf)
-        return Look(grad, losses.detach().mean(dim=1), wrong)
-
-    @torch.no_grad()
-    def look(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
-        """The same without a gradient."""
-        losses, wrong = self._forward(victim, x, y, loss, rng)
-        return Look(None, losses.mean(dim=1), wrong)
-
-    def _forward(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> tuple[Tensor, Tensor]:
-        labels = y.repeat_interleave(self.eot)
-        logits = victim.logits(x.repeat_interleave(self.eot, dim=0), rng.repeat(self.eot), self.adjoint)
-        wrong = (logits.argmax(dim=1) != labels).view(len(x), self.eot).float().mean(dim=1)
-        return loss(logits, labels).view(len(x), self.eot), wrong
+            losses, wrong = observe(victim, leaf, y, loss, rng, self.eot, self.adjoint)
+            total = losses.mean(dim=1).sum()
+            grad = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+        return Look(torch.zeros_like(x) if grad is None else grad, losses.detach().mean(dim=1), wrong)
 
 
 def exact(eot: int = 1, budget: int = 0) -> Gradient:

@@ -1,4 +1,7 @@
-"""What an attack climbs: functions from logits [b, classes] and labels [b] to a value per row [b]; larger is worse."""
+"""What an attack climbs: functions from logits [b, classes] and labels to a value per row [b]; larger is worse.
+
+Labels are [b], or pairs [b, 2] of the true label and the class to reach where a loss is targeted.
+"""
 
 from collections.abc import Callable
 
@@ -7,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def truth(y: Tensor) -> Tensor:
+    """The true labels [b] of labels or of (label, target) pairs."""
+    return y if y.dim() == 1 else y[:, 0]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -29,6 +37,20 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     top = logits.sort(dim=1, descending=True).values
     spread = top[:, 0] - top[:, min(2, top.shape[1] - 1)]
     return margin(logits, y) / spread.clamp_min(1e-12)
+
+
+def toward(logits: Tensor, pairs: Tensor) -> Tensor:
+    """The target's logit minus the true one: positive where the target beats the truth."""
+    own = logits.gather(1, pairs)
+    return own[:, 1] - own[:, 0]
+
+
+def dlr_toward(logits: Tensor, pairs: Tensor) -> Tensor:
+    """Targeted DLR (Croce and Hein 2020, eq. 7): the same over the top logit's lead on the third and fourth."""
+    top = logits.sort(dim=1, descending=True).values
+    classes = top.shape[1]
+    spread = top[:, 0] - (top[:, min(2, classes - 1)] + top[:, min(3, classes - 1)]) / 2
+    return toward(logits, pairs) / spread.clamp_min(1e-12)
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -120,6 +120,36 @@ class Rng:
         return torch.from_numpy(out).view(like.shape).to(like)
 
 
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Two sources for one batch: the place ``part`` (``init`` or ``step`` of a purifier) draws from ``known``.
+
+    Everything else draws from ``fresh``. It takes the place of an ``Rng`` where the two are reached by folding.
+    """
+
+    fresh: Rng
+    known: Rng
+    part: str
+
+    @property
+    def ids(self) -> Tensor:
+        return self.fresh.ids
+
+    def __len__(self) -> int:
+        return len(self.fresh)
+
+    def fold(self, *names: Name) -> "Rng | Mixed":
+        if names[0] in ("init", "step"):
+            return (self.known if names[0] == self.part else self.fresh).fold(*names)
+        return Mixed(self.fresh.fold(*names), self.known.fold(*names), self.part)
+
+    def __getitem__(self, index: Tensor | slice) -> "Mixed":
+        return Mixed(self.fresh[index], self.known[index], self.part)
+
+    def repeat(self, draws: int) -> "Mixed":
+        return Mixed(self.fresh.repeat(draws), self.known.repeat(draws), self.part)
+
+
 class _Rows(threading.local):
     """This thread's Philox generator, moved from address to address; one built per row would cost five times more."""
 
@@ -170,9 +200,9 @@ def replaying() -> Iterator[None]:
         _audit.reset(token)
 
 
-def as_rng(rng: "Rng | Key | int | None", n: int) -> Rng:
+def as_rng(rng: "Rng | Mixed | Key | int | None", n: int) -> "Rng | Mixed":
     """What people may pass for randomness: an Rng, a Key, a seed, or None for noise that nobody can replay."""
-    if isinstance(rng, Rng):
+    if isinstance(rng, Rng | Mixed):
         return rng
     key = Key.secret() if rng is None else rng if isinstance(rng, Key) else Key(int(rng))
     return key.rng(n)

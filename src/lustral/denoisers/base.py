@@ -129,6 +129,10 @@ class Meter:
     def __init__(self):
         self._local = threading.local()
 
+    def __deepcopy__(self, memo: dict) -> "Meter":
+        """A copy of what it watches is counted apart."""
+        return Meter()
+
     @property
     def here(self) -> Count:
         """The count of the thread that asks."""

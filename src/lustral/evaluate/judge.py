@@ -1,11 +1,12 @@
 """The judge: verifies what an attack hands in, and looks at it with noise that the attack never saw."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.noise import Rng
+from ..core.noise import Mixed, Rng
 from ..core.threat import Threat
 from ..defence import Defence
 
@@ -35,7 +36,15 @@ def verify(x: Tensor, x0: Tensor, threat: Threat | None) -> Verified:
 
 
 @torch.no_grad()
-def judge(defence: Defence, x: Tensor, rng: Rng, draws: int) -> Tensor:
-    """Logits [b, draws, classes] of ``draws`` purifications of every image, before any vote."""
-    out = defence.draws(x.repeat_interleave(draws, dim=0), rng.repeat(draws))
-    return out.view(len(x), draws, -1)
+def judge(
+    defence: Defence, x: Tensor, rng: Rng, draws: int, noise: Callable[[Rng], Rng | Mixed] = lambda r: r
+) -> Tensor:
+    """Logits [b, draws, classes] of ``draws`` purifications of every image, before any vote.
+
+    Draws come in whole decisions; ``noise`` says what noise a decision meets, where some of it is known.
+    """
+    n = defence.vote.draws
+    decisions = max(1, draws // n)
+    rows = noise(rng.repeat(decisions)).repeat(n)
+    out = defence.draws(x.repeat_interleave(decisions * n, dim=0), rows)
+    return out.view(len(x), decisions * n, -1)

@@ -5,14 +5,17 @@ means over images of each image's own estimate. Intervals are Wilson's with n = 
 trials: an image's estimate lies in [0, 1], so its variance is at most p(1 − p) and the interval is conservative.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy import special, stats
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.vote import MeanLogits, Vote
+from ..core.noise import Key
+from ..core.vote import Majority, MeanLogits, Single, Vote
 
 
 class Estimate(NamedTuple):
@@ -106,3 +109,105 @@ def margins(logits: Tensor, y: Tensor) -> Tensor:
     own = torch.nn.functional.one_hot(y, logits.shape[-1]).bool()[:, None]
     true = (logits * own).sum(dim=-1)
     return true - logits.masked_fill(own, -torch.inf).amax(dim=-1)
+
+
+def majority_of(logits: Tensor, y: Tensor, k: int) -> Estimate:
+    """Accuracy of the majority of k draws; a tie goes to the tied class with the largest mean probability."""
+    return average(voted(logits, y, Majority(k)))
+
+
+class Risk(NamedTuple):
+    """Accuracy under one threat statement: a deployment rule of k draws, against m submissions of the same image.
+
+    m = 1 is an attacker who knows only the distribution of the noise; larger m one who resubmits, sees the verdicts and
+    needs one to be wrong.
+    """
+
+    rule: str
+    k: int
+    m: int
+    accuracy: Estimate
+
+
+def risks(logits: Tensor, y: Tensor, ks: Sequence[int] = (5, 10, 20), ms: Sequence[int] = (1, 5, 10, 20)) -> list[Risk]:
+    """Every threat statement that the stored draws can answer."""
+    draws = logits.shape[1]
+    rules: list[tuple[str, Vote]] = [("single", Single())]
+    rules += [(name, vote(k)) for k in ks for name, vote in (("mean logits", MeanLogits), ("majority", Majority))]
+    found = []
+    for name, vote in rules:
+        if vote.draws <= draws:
+            decisions = voted(logits, y, vote)
+            allowed = [m for m in ms if m <= decisions.shape[1]]
+            found += [Risk(name, vote.draws, m, worst_of(decisions, m)) for m in allowed]
+    return found
+
+
+RESAMPLES = 2000
+
+
+def bootstrap(values: Tensor, confidence: float = 0.95) -> Estimate:
+    """The mean of per-image values [n] with the percentile interval of a bootstrap over images, always the same one."""
+    means = values.double()[_resampled(len(values))].mean(dim=1)
+    low, high = torch.quantile(means, torch.tensor([0.5 - confidence / 2, 0.5 + confidence / 2]).double()).tolist()
+    return Estimate(values.double().mean().item(), low, high)
+
+
+def _resampled(n: int) -> Tensor:
+    """Rows [RESAMPLES, n] of as many bootstrap samples."""
+    if n < 1:
+        raise UserError("An interval needs at least one image.")
+    u = Key(0, ("bootstrap",)).rng(RESAMPLES).uniform(torch.empty(RESAMPLES, n))
+    return (u * n).long().clamp_max(n - 1)
+
+
+def sign_flip(values: Tensor) -> float:
+    """One-sided p of the mean of paired differences [n] being this low by chance, by flipping their signs at random.
+
+    All 2^n flips for few images, so that three of them can never be significant; RESAMPLES random ones for many.
+    """
+    values = values.double()
+    n = len(values)
+    if n <= 10:
+        signs = 1 - 2 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
+    else:
+        signs = Key(0, ("sign flip",)).rng(RESAMPLES).sign(torch.empty(RESAMPLES, n)).double()
+    low = (signs @ values <= values.sum() + 1e-9).double()
+    return float(low.mean() if n <= 10 else (low.sum() + 1) / (RESAMPLES + 1))
+
+
+def sequence(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The mean of values in [0, 1] with an interval that holds at every sample size at once (anytime-valid).
+
+    The hedged capital process of Waudby-Smith and Ramdas (2024, theorem 3) with its predictable plug-in bets: one may
+    look after every image and stop when the interval is tight, without the bias of many looks. The values must come in
+    an order that was fixed before any of them was seen.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if not len(x):
+        raise UserError("An interval needs at least one image.")
+    alpha, t = 1 - confidence, np.arange(1, len(x) + 1)
+    mean = (0.5 + np.cumsum(x)) / (t + 1)
+    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (t + 1)
+    before = np.concatenate([[0.25], variance[:-1]])
+    bets = np.sqrt(2 * np.log(2 / alpha) / (before * t * np.log(t + 1)))
+    grid = np.linspace(0, 1, 1001)
+    up = np.log1p(np.minimum(bets, 0.5 / np.maximum(grid, 1e-9)[:, None]) * (x - grid[:, None])).cumsum(axis=1)
+    down = np.log1p(-np.minimum(bets, 0.5 / np.maximum(1 - grid, 1e-9)[:, None]) * (x - grid[:, None])).cumsum(axis=1)
+    possible = (np.maximum(up, down).max(axis=1) + np.log(0.5)) < np.log(1 / alpha)
+    inside = grid[possible] if possible.any() else np.array([x.mean()])
+    return Estimate(float(x.mean()), float(inside.min()), float(inside.max()))
+
+
+def per_class(right: Tensor, y: Tensor) -> dict[int, Estimate]:
+    """Average accuracy of the images of every class."""
+    return {label: average(right[y == label]) for label in y.unique().tolist()}
+
+
+def looked(wrongs: Sequence[np.ndarray], looks: int | None = None) -> Estimate:
+    """Accuracy where one wrong draw at any of the first ``looks`` looks of the search counts as a success.
+
+    What evaluations report that judge while they optimise; without an attack it falls as well (looks inflation).
+    """
+    never = torch.tensor([not (w[:looks] > 0).any() for w in wrongs])
+    return wilson(never.double().mean().item(), len(never))

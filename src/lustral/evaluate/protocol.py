@@ -1,25 +1,31 @@
 """The protocol: which systems face which attacks on which images, as a plan; running it is a generator of results.
 
-Noise has three disjoint homes below the run's key: ``attack`` (what the search sees), ``judge`` (what the tables are
-made of) and ``known`` (the one noise of a deterministic white box, which attacker and judge share by definition).
+Noise has disjoint homes below the run's key: ``attack`` (what a search sees: its gradients, and below ``select`` its
+choices), ``judge`` (what the tables are made of) and ``known`` (the noise of a deterministic white box, which attacker
+and judge share by definition).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..attacks.gradients import KnownNoise
-from ..attacks.pgd import Attack
+from ..attacks.search import Attack, Outcome
 from ..core.errors import UserError
 from ..core.noise import Key
+from ..core.purifier import Purifier
 from ..core.spec import runtime, spec
+from ..core.threat import Threat
 from ..defence import Defence
 from ..denoisers.base import Meter
+from . import metrics
 from .judge import judge, verify
+
+KNOWLEDGE = ("fresh", "known", "init", "step")
 
 
 class Data(NamedTuple):
@@ -35,31 +41,54 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """A named defence, and the meter that counts its network's rows."""
+    """A named defence, the meter that counts its network's rows, and what suites know of it.
+
+    A defence without noise (``random`` false) decides once where another is judged on many draws. ``surrogate`` is a
+    cheaper purifier with nearly the same gradient.
+    """
 
     name: str
     defence: Defence
     meter: Meter = runtime(None)
+    random: bool = True
+    surrogate: Purifier | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
     """A named attack (None: no attack) and how many draws judge its candidates.
 
-    ``knowledge`` is what the attacker has of the noise: ``fresh`` (its distribution; the judge draws anew) or ``known``
-    (its very values; the defence is then deterministic and judged on one decision).
+    ``knowledge`` is what the attacker has of the noise: ``fresh`` (its distribution; the judge draws anew), ``known``
+    (its very values; the defence is then deterministic and judged on one decision), or the values of one part, ``init``
+    or ``step``. Images that a stage named in ``after`` has decided, so that no draw of the judge was right, are left
+    out. ``choose`` names stages whose worst candidate for each image is judged anew, instead of an attack.
     """
 
     name: str
     attack: Attack | None = None
     draws: int = 20
     knowledge: str = "fresh"
+    after: tuple[str, ...] = ()
+    choose: tuple[str, ...] = ()
+    threat: Threat | None = None
 
     def __post_init__(self) -> None:
-        if self.knowledge not in ("fresh", "known"):
-            raise UserError(f"A stage's knowledge of the noise is 'fresh' or 'known', not {self.knowledge!r}.")
+        if self.knowledge not in KNOWLEDGE:
+            raise UserError(f"A stage's knowledge of the noise is {' or '.join(KNOWLEDGE)}, not {self.knowledge!r}.")
         if self.draws < 1:
             raise UserError(f"A stage needs at least 1 judging draw, not {self.draws}.")
+        if self.choose and (self.attack is not None or self.threat is None):
+            raise UserError("A stage that chooses among others' candidates has their threat and no attack of its own.")
+
+    @property
+    def part(self) -> str:
+        """Which part of the noise is known, as ``KnownNoise`` names it."""
+        return "all" if self.knowledge == "known" else self.knowledge
+
+    @property
+    def bound(self) -> Threat | None:
+        """The threat that its candidates must keep to."""
+        return self.attack.threat if self.attack is not None else self.threat
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +101,11 @@ class Job:
 
     @property
     def draws(self) -> int:
-        """Judging draws per image: whole decisions, one where the noise is known or there is no purifier."""
+        """Judging draws per image: whole decisions, one where there is no noise or it is known."""
         votes = self.system.defence.vote.draws
-        if self.system.defence.purifier is None:
+        if self.system.defence.purifier is None or not self.system.random or self.stage.knowledge == "known":
             return votes
-        return votes if self.stage.knowledge == "known" else votes * max(1, self.stage.draws // votes)
+        return votes * max(1, self.stage.draws // votes)
 
 
 class Chunk(NamedTuple):
@@ -89,15 +118,24 @@ class Chunk(NamedTuple):
     distance: Tensor
     distance_8bit: Tensor
     repaired: Tensor
-    loss: Tensor
-    looks: Tensor
+    found: Outcome
     logits: Tensor
     seconds: float
     forward: int
     backward: int
 
 
-Done = Callable[[Job], set[int]]
+class Store(Protocol):
+    """What is known of a run so far, by (system, stage)."""
+
+    def done(self, system: str, stage: str) -> set[int]:
+        """The images that are finished."""
+
+    def standing(self, system: str, stage: str) -> dict[int, tuple[float, float]]:
+        """How each image stands with the judge: the share of its draws that is right, and their mean margin."""
+
+    def candidates(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
+        """Candidates [n, c, h, w] of some images."""
 
 
 def _check(jobs: Sequence[Job]) -> None:
@@ -106,6 +144,11 @@ def _check(jobs: Sequence[Job]) -> None:
         raise UserError("A plan needs at least one stage; clean is the least.")
     if len(set(names)) != len(names):
         raise UserError("A plan names every (system, stage) once; give repeated stages names of their own.")
+    for i, job in enumerate(jobs):
+        earlier = {stage for system, stage in names[:i] if system == job.system.name}
+        missing = {*job.stage.after, *job.stage.choose} - earlier
+        if missing:
+            raise UserError(f"Stage {job.stage.name!r} needs {', '.join(sorted(missing))} to come before it.")
 
 
 def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict:
@@ -119,6 +162,7 @@ def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict
                 "classifier": spec(job.system.defence.classifier),
                 "purifier": spec(job.system.defence.purifier),
                 "vote": spec(job.system.defence.vote),
+                "random": job.system.random,
             }
             for job in jobs
         },
@@ -127,50 +171,114 @@ def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict
     }
 
 
-def pending(
-    jobs: Sequence[Job], data: Data, *, batch: int = 64, done: Done = lambda job: set()
-) -> Iterator[tuple[Job, Data]]:
-    """What is left to run: every job's images that ``done`` does not hold, ``batch`` at a time, in the plan's order."""
+class Task(NamedTuple):
+    """A batch of one job: its data, and the images from which it starts (the clean ones, or chosen candidates)."""
+
+    job: Job
+    data: Data
+    start: Tensor
+
+
+def levels(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """The jobs in an order in which all that a job builds on comes in an earlier list; lists may run side by side."""
     _check(jobs)
+    level: dict[tuple[str, str], int] = {}
     for job in jobs:
-        finished = done(job)
-        rows = [row for row in range(min(job.images, len(data.ids))) if int(data.ids[row]) not in finished]
-        for start in range(0, len(rows), batch):
-            yield job, data[torch.tensor(rows[start : start + batch])]
+        before = [level[job.system.name, name] for name in (*job.stage.after, *job.stage.choose)]
+        level[job.system.name, job.stage.name] = 1 + max(before, default=-1)
+    for depth in range(1 + max(level.values())):
+        yield [job for job in jobs if level[job.system.name, job.stage.name] == depth]
 
 
-def evaluate(
-    jobs: Sequence[Job], data: Data, key: Key, *, batch: int = 64, done: Done = lambda job: set()
-) -> Iterator[Chunk]:
-    """Runs what is left of a plan, one batch after another."""
-    for job, part in pending(jobs, data, batch=batch, done=done):
-        yield run(job, part, key)
+def pending(
+    jobs: Sequence[Job], data: Data, store: Store, *, batch: int = 64, only: set[int] | None = None
+) -> Iterator[Task]:
+    """What is left of jobs whose predecessors are done: images not in the store and not decided, in batches.
+
+    ``only`` restricts it to some images: a shard, or the first ones.
+    """
+    for job in jobs:
+        within = data[: job.images]
+        left_out = store.done(job.system.name, job.stage.name) | decided(job, store)
+        ids = within.ids.tolist()
+        rows = [row for row, image in enumerate(ids) if image not in left_out and (only is None or image in only)]
+        start = worst_candidates(job, within[rows], store) if job.stage.choose and rows else within.x[rows]
+        for first in range(0, len(rows), batch):
+            part = slice(first, first + batch)
+            yield Task(job, within[rows[part]], start[part])
 
 
-def run(job: Job, data: Data, key: Key) -> Chunk:
+def decided(job: Job, store: Store) -> set[int]:
+    """Images whose candidate of an earlier stage was wrong in every draw: no attack can lower their accuracy."""
+    found = (store.standing(job.system.name, stage) for stage in job.stage.after)
+    return {image for standing in found for image, (right, _) in standing.items() if right == 0}
+
+
+def worst_candidates(job: Job, data: Data, store: Store) -> Tensor:
+    """Of every image, the candidate that stands worst among the stages to choose from; the clean image if none does."""
+    name, x = job.system.name, data.x.clone()
+    standing = {stage: store.standing(name, stage) for stage in job.stage.choose}
+    worst = []
+    for image in data.ids.tolist():
+        met = [(found[image], stage) for stage, found in standing.items() if image in found]
+        worst.append(min(met)[1] if met else None)
+    for stage in job.stage.choose:
+        rows = [row for row, found in enumerate(worst) if found == stage]
+        if rows:
+            x[rows] = store.candidates(name, stage, data.ids[rows].tolist()).to(x)
+    return x
+
+
+def evaluate(jobs: Sequence[Job], data: Data, key: Key, *, batch: int = 64) -> Iterator[Chunk]:
+    """Runs a plan, one batch after another, and remembers in memory what later stages build on."""
+    store = Memory()
+    for together in levels(jobs):
+        for task in pending(together, data, store, batch=batch):
+            store.write(chunk := run(task, key))
+            yield chunk
+
+
+class Memory:
+    """A store without a file."""
+
+    def __init__(self):
+        self._found: dict[tuple[str, str], dict[int, tuple[Tensor, tuple[float, float]]]] = {}
+
+    def write(self, chunk: Chunk) -> None:
+        right = metrics.right(chunk.logits, chunk.y).double().mean(dim=1).tolist()
+        margin = metrics.margins(chunk.logits, chunk.y).double().mean(dim=1).tolist()
+        place = self._found.setdefault((chunk.job.system.name, chunk.job.stage.name), {})
+        place |= zip(chunk.ids.tolist(), zip(chunk.x, zip(right, margin, strict=True), strict=True), strict=True)
+
+    def done(self, system: str, stage: str) -> set[int]:
+        return set(self._found.get((system, stage), {}))
+
+    def standing(self, system: str, stage: str) -> dict[int, tuple[float, float]]:
+        return {image: standing for image, (_, standing) in self._found.get((system, stage), {}).items()}
+
+    def candidates(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
+        return torch.stack([self._found[system, stage][image][0] for image in ids])
+
+
+def run(task: Task, key: Key) -> Chunk:
     """Attacks, verifies and judges one batch of images."""
+    job, data, start = task
     started, count = time.perf_counter(), (job.system.meter or Meter()).here
     before = count.forward, count.backward
     place = key.fold(job.system.name, job.stage.name)
-    defence, attack = job.system.defence, job.stage.attack
-    known = job.stage.knowledge == "known"
-    home = place.fold("known") if known else place.fold("judge")
-    loss, looks = torch.zeros(len(data.y)), torch.zeros(len(data.y), dtype=torch.long)
-    x = data.x
-    if attack is not None:
-        victim = KnownNoise(defence, home) if known else defence
-        x, loss, looks = attack.run(victim, data.x, data.y, place.fold("attack").rng(data.ids))
-    checked = verify(x, data.x, attack.threat if attack is not None else None)
-    logits = judge(defence, checked.x, home.rng(data.ids), job.draws)
-    return Chunk(
-        job,
-        data.ids,
-        data.y,
-        *checked,
-        loss,
-        looks,
-        logits,
-        time.perf_counter() - started,
-        count.forward - before[0],
-        count.backward - before[1],
-    )
+    defence, stage = job.system.defence, job.stage
+    known = None if stage.knowledge == "fresh" else KnownNoise(defence, place.fold("known"), stage.part)
+    found = nothing(start)
+    if stage.attack is not None:
+        found = stage.attack.run(known or defence, start, data.y, place.fold("attack").rng(data.ids))
+    checked = verify(found.x, data.x, stage.bound)
+    noise = known.noise if known else lambda rows: rows
+    logits = judge(defence, checked.x, place.fold("judge").rng(data.ids), job.draws, noise)
+    spent = time.perf_counter() - started, count.forward - before[0], count.backward - before[1]
+    return Chunk(job, data.ids, data.y, *checked, found, logits, *spent)
+
+
+def nothing(x: Tensor) -> Outcome:
+    """The outcome of no search at all."""
+    zeros = x.new_zeros(len(x))
+    return Outcome(x, zeros, zeros.clone(), x.new_zeros(len(x), 0), x.new_zeros(len(x), 0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UserError
-from ..core.noise import Rng
+from ..core.noise import Key, Rng
 from ..core.purifier import Purifier
 from .adaptive import Field
 
@@ -65,6 +65,30 @@ def repeat(purifier: Purifier, rounds: int) -> Purifier:
     if rounds < 1:
         raise UserError(f"rounds must be at least 1, not {rounds}.")
     return purifier if rounds == 1 else Chain((purifier,) * rounds)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A purifier whose noise is that of ``key`` and the image's id at every call: a deterministic twin.
+
+    What stays of a defence when its noise is no secret. All draws of a vote are one.
+    """
+
+    inner: Purifier
+    key: Key
+
+    @property
+    def n_steps(self) -> int:
+        return self.inner.n_steps
+
+    def init(self, x: Tensor, rng: Rng) -> Any:
+        return self.inner.init(x, self.key.rng(rng.ids).fold("init"))
+
+    def step(self, i: int, state: Any, rng: Rng) -> Any:
+        return self.inner.step(i, state, self.key.rng(rng.ids).fold("step", i))
+
+    def readout(self, state: Any) -> Tensor:
+        return self.inner.readout(state)
 
 
 class WhenState(NamedTuple):

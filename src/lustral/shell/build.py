@@ -1,23 +1,28 @@
 """From options to objects: defences, attacks, stages."""
 
+from dataclasses import replace
+
 import torch
 
-from ..attacks import gradients
 from ..attacks.losses import LOSSES
-from ..attacks.pgd import PGD, Attack, RandomSign
+from ..attacks.search import Attack
 from ..core import vote as votes
 from ..core.errors import UserError, unknown
+from ..core.noise import Key
 from ..core.purifier import Purifier
 from ..core.threat import L1, L2, Linf, Threat
 from ..defence import Defence
 from ..denoisers.base import FixedBatch, Meter
 from ..evaluate.protocol import Stage, System
+from ..purifiers.compose import Pinned
 from ..purifiers.presets import adp, adp_gated, diffpure
 from . import weights
 from .options import Classification, Purification, Resources, Search, ThreatModel
+from .stages import ATTACKS, PURIFIED, Making
 
+STAGES = tuple(ATTACKS)
+TWIN = Key(0, ("fixed noise",))
 VOTES = {"mean-softmax": votes.MeanSoftmax, "mean-logits": votes.MeanLogits, "majority": votes.Majority}
-STAGES = ("clean", "null", "blind", "bpda", "exact", "fixed")
 
 
 def vote(options: Classification) -> votes.Vote:
@@ -31,6 +36,9 @@ def vote(options: Classification) -> votes.Vote:
 
 def purifier(options: Purification, denoiser) -> Purifier | None:
     """The purifier that the options describe, around a denoiser."""
+    if options.fixed_noise:
+        inner = purifier(replace(options, fixed_noise=False), denoiser)
+        return None if inner is None else Pinned(inner, TWIN)
     if options.method == "none":
         return None
     if options.method == "diffpure":
@@ -52,7 +60,7 @@ def system(name: str, how: Purification, judge: Classification, micro_batch: int
     fix = (lambda net: FixedBatch(net, micro_batch)) if micro_batch else (lambda net: net)
     classifier, about = weights.load(judge.classifier, "classifier")
     meter = Meter()
-    clean = None
+    clean = cheaper = None
     if how.method != "none":
         denoiser, other = weights.load(how.denoiser, "denoiser")
         if about.image[0] != other.image[0]:
@@ -60,9 +68,17 @@ def system(name: str, how: Purification, judge: Classification, micro_batch: int
                 f"{judge.classifier} takes {about.image[0]}-channel images, {how.denoiser} {other.image[0]}; "
                 "choose a pair for the same images."
             )
-        clean = purifier(how, meter.watch(fix(denoiser)))
+        watched = meter.watch(fix(denoiser))
+        clean, cheaper = purifier(how, watched), surrogate(how, watched)
     defence = Defence(fix(classifier) if clean is not None else meter.watch(fix(classifier)), clean, vote(judge))
-    return System(name, defence, meter)
+    return System(name, defence, meter, random=clean is not None and not how.fixed_noise, surrogate=cheaper)
+
+
+def surrogate(how: Purification, denoiser) -> Purifier | None:
+    """The same purifier with half the steps, where it is one with steps to halve."""
+    if how.method != "diffpure" or how.solver == "one-shot" or how.fixed_noise or (how.steps or 100) < 2:
+        return None
+    return purifier(replace(how, steps=(how.steps or 100) // 2), denoiser)
 
 
 def threat(options: ThreatModel) -> Threat:
@@ -73,42 +89,23 @@ def threat(options: ThreatModel) -> Threat:
     return norms[options.norm](options.eps)
 
 
-def gradient(name: str, search: Search, resources: Resources) -> gradients.Gradient:
-    """How a stage of that name differentiates the defence."""
-    budget = int(resources.budget * 2**30)
-    if name == "blind":
-        return gradients.blind()
-    if name == "bpda":
-        return gradients.bpda(search.eot)
-    return gradients.exact(1 if name == "fixed" else search.eot, budget)
-
-
-def attack(name: str, against: Threat, search: Search, resources: Resources) -> Attack | None:
-    """The attack of a stage: clean (none), null, blind, bpda, exact, or fixed (exact with the noise known)."""
+def attack(name: str, system: System, against: Threat, search: Search, resources: Resources) -> Attack | None:
+    """The attack of a stage by its name."""
     if name not in STAGES:
         raise unknown("stage", name, STAGES)
-    if name == "clean":
-        return None
     if search.loss not in LOSSES:
         raise unknown("loss", search.loss, LOSSES)
-    loss = LOSSES[search.loss]
-    if name == "null":
-        return RandomSign(against, search.restarts * (search.steps + 1), search.eot, loss)
-    return PGD(
-        against,
-        gradient(name, search, resources),
-        loss,
-        search.steps,
-        search.step_size,
-        search.momentum,
-        restarts=search.restarts,
-    )
+    if system.defence.purifier is None and name in PURIFIED:
+        raise UserError(f"Stage {name!r} attacks a purifier, and there is none; choose a method or another stage.")
+    return ATTACKS[name](Making(system, against, search, int(resources.budget * 2**30)))
 
 
-def stage(name: str, against: Threat, search: Search, resources: Resources, draws: int, called: str = "") -> Stage:
+def stage(
+    name: str, system: System, against: Threat, search: Search, resources: Resources, draws: int, called: str = ""
+) -> Stage:
     """A stage of the protocol by its name, ``called`` something else where a plan has several of a kind."""
-    knowledge = "known" if name == "fixed" else "fresh"
-    return Stage(called or name, attack(name, against, search, resources), draws, knowledge)
+    knowledge = {"fixed": "known", "known init": "init", "known step": "step"}.get(name, "fresh")
+    return Stage(called or name, attack(name, system, against, search, resources), draws, knowledge)
 
 
 def prepare(resources: Resources) -> None:

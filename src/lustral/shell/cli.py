@@ -10,7 +10,17 @@ from jsonargparse import auto_cli, set_parsing_settings
 
 from ..core.errors import UserError
 from ..training.recipe import Recipe
-from .options import Classification, Purification, Resources, Search, StageName, ThreatModel
+from .options import (
+    Classification,
+    Entry,
+    Evaluation,
+    Purification,
+    Resources,
+    Search,
+    StageName,
+    SuiteName,
+    ThreatModel,
+)
 
 
 def demo(out: Path = Path("lustral-demo"), images: int = 64, seed: int = 0, resources: Resources = Resources()) -> None:
@@ -112,7 +122,9 @@ def evaluate(
     out: Path,
     data: str = "digits",
     images: int = 64,
+    suite: SuiteName | None = None,
     stages: list[StageName | None] = ["clean", "null", "blind", "bpda", "exact", "fixed"],
+    systems: dict[str, Entry] | None = None,
     purification: Purification = Purification(steps=10),
     classification: Classification = Classification(),
     threat: ThreatModel = ThreatModel(),
@@ -120,33 +132,110 @@ def evaluate(
     draws: int = 20,
     seed: int = 0,
     micro_batch: int | None = 64,
+    shard: str | None = None,
+    stop_width: float | None = None,
+    allow_red: bool = False,
     resources: Resources = Resources(),
 ) -> None:
-    """Evaluate one defence into a ledger, and fold it into results.json and report.html. Resumes where it stopped.
+    """Evaluate defences into a ledger, and fold it into results.json and report.html. Resumes where it stopped.
 
     Args:
         out: Folder of the run. It belongs to one evaluation; another one is refused.
         data: digits (its test images), or an .npz file with arrays x and y.
         images: How many, from the first on.
-        stages: What it faces, in order.
+        suite: A fixed list of attacks with a version, so that a number says how it was found; replaces stages, search
+            and draws.
+        stages: Without a suite: what the defence faces, in order.
+        systems: Several defences by name (in YAML), in place of purification and classification.
         purification: How images are purified.
         classification: How they are classified.
         threat: What the attacker may change.
-        search: How the attacker searches.
-        draws: Judging purifications per image and stage.
+        search: Without a suite: how the attacker searches.
+        draws: Without a suite: judging purifications per image and stage.
         seed: Seed of all noise.
         micro_batch: Rows that networks see at a time, so that results are the same to the bit for any batch size;
             null lets them see whatever comes.
+        shard: One part of the images, like 1/2, into a folder of its own; `lustral merge` puts parts together.
+        stop_width: Stop once the anytime-valid 95 % interval of the worst case is narrower than this (0.1: ten points).
+        allow_red: Print numbers that a red finding withholds, marked.
         resources: What may be spent.
     """
     from . import commands, show
 
     named = [stage or "null" for stage in stages]  # YAML reads null as nothing where it is not quoted
-    found = commands.evaluate(
-        out, data, images, named, purification, classification, threat, search, draws, seed, micro_batch, resources
+    options = Evaluation(
+        data, images, suite, named, systems, purification, classification, threat, search, draws, seed, micro_batch
     )
-    show.table(found)
+    found = commands.evaluate(options, out, resources, shard, stop_width, allow_red)
+    if found is None:
+        show.done(out / "ledger.sqlite")
+    else:
+        show.table(found)
+        show.places(out)
+
+
+def merge(out: Path, parts: list[Path], allow_red: bool = False) -> None:
+    """Put the shards of one evaluation together: the ledger and the numbers that one process would have made.
+
+    Args:
+        out: Folder to write.
+        parts: Folders of the shards.
+        allow_red: Print numbers that a red finding withholds, marked.
+    """
+    from . import commands, show
+
+    show.table(commands.merge(out, parts, allow_red))
     show.places(out)
+
+
+def compare(a: Path, b: Path) -> None:
+    """Compare two runs on the same images: paired tests for every pair of systems, stage by stage.
+
+    Args:
+        a: Folder of a run.
+        b: Folder of another run.
+    """
+    from . import review, show
+
+    show.comparison(review.compare(a, b))
+
+
+def verify(run: Path, images: int = 4, resources: Resources = Resources()) -> None:
+    """Run a random handful of a run's images again, and check that its ledger says the same.
+
+    Args:
+        run: Folder of a finished run.
+        images: How many images; others are chosen every time.
+        resources: What may be spent.
+    """
+    from . import review, show
+
+    show.line(review.verify(run, images, resources))
+
+
+def check_controls(images: int = 24, resources: Resources = Resources()) -> None:
+    """Put masked gradients and broken attacks through the protocol, and say whether it catches them: ten seconds.
+
+    Args:
+        images: Test digits.
+        resources: What may be spent.
+    """
+    from . import controls, show
+
+    if not show.controls(controls.main(images, resources)):
+        raise UserError("A control passed unnoticed, or a sound one did not pass; do not trust this installation.")
+
+
+def export(run: Path, out: Path) -> None:
+    """Write a run for other tools: .parquet (every draw), or .json (RobustBench's model info and what it lacks).
+
+    Args:
+        run: Folder of a finished run.
+        out: The .parquet or .json file to write.
+    """
+    from . import review, show
+
+    show.done(review.export(run, out))
 
 
 def report(run: Path) -> None:
@@ -173,10 +262,10 @@ def show_one(name: str) -> None:
     Args:
         name: A name from `lustral list`, a .safetensors file, or the folder of a run.
     """
-    from . import runner, show, weights
+    from . import folder, show, weights
 
     if Path(name).is_dir():
-        show.table(runner.read(Path(name))[0])
+        show.table(folder.read(Path(name))[0])
     else:
         show.card(weights.card(weights.find(name)))
 
@@ -190,6 +279,11 @@ COMMANDS = {
     "purify": purify_files,
     "attack": attack,
     "evaluate": evaluate,
+    "merge": merge,
+    "compare": compare,
+    "verify": verify,
+    "controls": check_controls,
+    "export": export,
     "report": report,
     "list": list_all,
     "show": show_one,

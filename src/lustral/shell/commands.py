@@ -8,12 +8,12 @@ import torch
 from ..core import kernel
 from ..core.errors import UserError
 from ..core.noise import Key
-from ..evaluate.protocol import Data, Job, System, run
-from . import build, pictures, runner, weights
+from ..evaluate.protocol import Job, Task, run
+from . import build, folder, pictures, plan, weights
 from . import data as datasets
 from .files import replacing, write_text
 from .ledger import Ledger
-from .options import Classification, Purification, Resources, Search, ThreatModel
+from .options import Classification, Entry, Evaluation, Purification, Resources, Search, ThreatModel
 from .report import render
 from .terminal import command, progress
 
@@ -57,22 +57,6 @@ def _fits(x: torch.Tensor, about: weights.Card, path: Path) -> None:
         )
 
 
-def _take(data: str, images: int) -> Data:
-    if images < 1:
-        raise UserError(f"images must be at least 1, not {images}.")
-    return datasets.load(data, "test")[:images]
-
-
-def _check(data: Data, classifier: str, system: System) -> None:
-    about = weights.card(weights.find(classifier))
-    if list(data.x.shape[1:]) != about.image:
-        raise UserError(f"{about.name} takes images of shape {about.image}, but the data has {list(data.x.shape[1:])}.")
-    with torch.no_grad():
-        classes = system.defence.classifier(data.x[:1]).shape[1]
-    if int(data.y.max()) >= classes:
-        raise UserError(f"{about.name} knows labels 0 to {classes - 1}, but the data has {int(data.y.max())}.")
-
-
 def attack(
     out: Path,
     data: str,
@@ -92,14 +76,17 @@ def attack(
             f"Adversarial images are written as .npz; name the output so, for example {out.with_suffix('.npz')}."
         )
     system = build.system("attacked", purification, classification)
-    chosen = _take(data, images)
-    _check(chosen, classification.classifier, system)
-    job = Job(system, build.stage(stage, build.threat(threat), search, resources, 20), len(chosen.ids))
+    if images < 1:
+        raise UserError(f"images must be at least 1, not {images}.")
+    chosen = datasets.load(data, "test")[:images]
+    plan.check(chosen, Entry(purification, classification), system)
+    job = Job(system, build.stage(stage, system, build.threat(threat), search, resources, 20), len(chosen.ids))
     chunks = []
     with progress() as bar:
         task = bar.add_task(stage, total=len(chosen.ids))
         for start in range(0, len(chosen.ids), resources.batch):
-            chunks.append(run(job, chosen[start : start + resources.batch], Key(seed)))
+            part = chosen[start : start + resources.batch]
+            chunks.append(run(Task(job, part, part.x), Key(seed)))
             bar.advance(task, len(chunks[-1].ids))
     x, logits = torch.cat([c.x for c in chunks]), torch.cat([c.logits for c in chunks])
     with replacing(out) as scratch:
@@ -109,52 +96,33 @@ def attack(
 
 
 def evaluate(
-    out: Path,
-    data: str,
-    images: int,
-    stages: list[str],
-    purification: Purification,
-    classification: Classification,
-    threat: ThreatModel,
-    search: Search,
-    draws: int,
-    seed: int,
-    micro_batch: int | None,
-    resources: Resources,
-) -> dict:
-    """Runs the stages into the ledger in ``out`` and folds it."""
+    options: Evaluation, out: Path, resources: Resources, part: str | None, width: float | None, allow_red: bool
+) -> dict | None:
+    """Runs an evaluation into the ledger in ``out`` and folds it; a shard is left for ``merge`` to fold."""
     build.prepare(resources)
-    name = purification.method if purification.method != "none" else "undefended"
-    system = build.system(name, purification, classification, micro_batch)
-    chosen = _take(data, images)
-    _check(chosen, classification.classifier, system)
-    against = build.threat(threat)
-    jobs = [Job(system, build.stage(stage, against, search, resources, draws), len(chosen.ids)) for stage in stages]
-    runner.execute(jobs, chosen, Key(seed), out, resources, {"micro_batch": micro_batch})
-    with Ledger(out / "ledger.sqlite") as ledger:
-        found = runner.results(
-            ledger,
-            jobs,
-            title=f"{name} on {data}",
-            command=command(),
-            seed=seed,
-            data={
-                "name": data,
-                "split": "test",
-                "images": len(chosen.ids),
-                "sha256": ledger.spec()["data"]["x"]["sha256"],
-            },
-            threat={"norm": threat.norm, "eps": threat.eps, "why": ""},
-        )
-        found["seconds"] = round(sum(row["seconds"] for row in found["rows"]), 1)
-        shown = runner.pictures(ledger, jobs, chosen, Key(seed))
-    runner.publish(out, found, shown)
-    return found
+    planned = plan.make(options, resources)
+    plan.run(planned, out, resources, part=part, width=width)
+    return None if part is not None else plan.finish(planned, out, command(), allow_red)
 
 
-def report(folder: Path) -> Path:
+def merge(out: Path, parts: list[Path], allow_red: bool) -> dict:
+    """Puts the shards of one run together and folds them."""
+    if not parts:
+        raise UserError("Name the folders of the shards to merge.")
+    if out.resolve() in [place.resolve() for place in parts]:
+        raise UserError(f"Shards are merged into a folder of their own, not into {out}, which is one of them.")
+    first = Ledger(parts[0] / "ledger.sqlite")
+    with Ledger(out / "ledger.sqlite", first.spec()) as ledger, first:
+        for place in parts:
+            with Ledger(place / "ledger.sqlite") as other:
+                ledger.take(other)
+    write_text(out / "run.json", (parts[0] / "run.json").read_text(encoding="utf-8"))
+    return plan.finish(plan.load(out, Resources()), out, command(), allow_red)
+
+
+def report(run_folder: Path) -> Path:
     """Writes the page of a finished run again."""
-    found, images = runner.read(folder)
-    page = folder / "report.html"
+    found, images = folder.read(run_folder)
+    page = run_folder / "report.html"
     write_text(page, render(found, images))
     return page

@@ -6,7 +6,7 @@ from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Linf
 from ..evaluate.protocol import Job, System
-from . import build, runner
+from . import build, folder, results, runner
 from . import data as datasets
 from .ledger import Ledger
 from .options import Classification, Purification, Resources, Search
@@ -18,6 +18,7 @@ WHY_FAIR = (
     "nearest two of different digits are 7/16 apart in Linf, more than twice eps: no perturbation allowed here can "
     "turn an image into another digit's, so a classifier that resists all of them exists."
 )
+LADDER = ("clean", "null", "blind", "bpda", "exact", "fixed")
 MICRO_BATCH = 64
 T_STAR, SWEPT = 0.1, "diffpure-ddpm"
 CURVE_IMAGES = 24
@@ -40,25 +41,25 @@ def plan(images: int, resources: Resources) -> tuple[list[Job], dict[tuple[str, 
     """The jobs, and for those on a curve which curve and where."""
     threat, jobs, curves = Linf(EPS), [], {}
     for name, system in systems().items():
-        stages = ("clean", "null", "exact") if name == "undefended" else build.STAGES
+        stages = ("clean", "null", "exact") if name == "undefended" else LADDER
         votes = system.defence.vote.draws
         search = Search(steps=15, eot=1 if name == "undefended" else max(1, 8 // votes))
         for stage in stages:
             # Known noise makes the victim deterministic, so its attack spends the saved draws on more steps.
             used = Search(steps=30, eot=1) if stage == "fixed" and votes == 1 else search
-            jobs.append(Job(system, build.stage(stage, threat, used, resources, draws=20), images))
+            jobs.append(Job(system, build.stage(stage, system, threat, used, resources, draws=20), images))
         few = min(images, CURVE_IMAGES)
         for eps in (EPS / 3, EPS * 2 / 3, EPS * 4 / 3):
             called = f"exact@eps={eps:.4f}"
             used = Search(steps=6, eot=max(1, search.eot // 2))
-            jobs.append(Job(system, build.stage("exact", Linf(eps), used, resources, 8, called), few))
+            jobs.append(Job(system, build.stage("exact", system, Linf(eps), used, resources, 8, called), few))
             curves[name, called] = "eps", eps
     for t_star in (0.05, 0.15):
         name = f"{SWEPT}, t*={t_star:g}"
         system = build.system(name, Purification(solver="ddpm", steps=10, t_star=t_star), Classification(), MICRO_BATCH)
         few = min(images, CURVE_IMAGES)
         for stage in ("clean", "exact"):
-            jobs.append(Job(system, build.stage(stage, threat, Search(steps=6, eot=4), resources, 8), few))
+            jobs.append(Job(system, build.stage(stage, system, threat, Search(steps=6, eot=4), resources, 8), few))
             curves[name, stage] = "t_star", t_star
     return jobs, curves
 
@@ -71,7 +72,8 @@ def main(out: Path, images: int, seed: int, resources: Resources) -> dict:
     data = datasets.load("digits", "test")[:images]
     key = Key(seed)
     jobs, curves = plan(len(data.ids), resources)
-    runner.execute(jobs, data, key, out, resources)
+    with runner.open_ledger(jobs, data, key, out) as ledger:
+        runner.execute(jobs, data, key, ledger, resources)
     return finish(out, jobs, curves, data, key, seed, len(data.ids))
 
 
@@ -79,7 +81,7 @@ def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, 
     """Folds the ledger into results.json, pictures.npz and report.html."""
     main_jobs = [job for job in jobs if (job.system.name, job.stage.name) not in curves]
     with Ledger(out / "ledger.sqlite") as ledger:
-        found = runner.results(
+        found = results.results(
             ledger,
             main_jobs,
             title="Lustral demo",
@@ -91,7 +93,7 @@ def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, 
         for job in jobs:
             place = curves.get((job.system.name, job.stage.name))
             if place is not None:
-                line = runner.row(ledger, job) | {"group": place[0], "x": place[1]}
+                line = results.row(results.Run(ledger, [job]), job) | {"group": place[0], "x": place[1]}
                 line["system"] = line["system"].partition(",")[0]
                 found["rows"].append(line)
         found["rows"] += [
@@ -100,6 +102,7 @@ def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, 
             if row["system"] == SWEPT and row["group"] == "main" and row["stage"] in ("clean", "exact")
         ]
         found["seconds"] = round(sum(ledger.cost(j.system.name, j.stage.name).seconds for j in jobs), 1)
-        images_shown = runner.pictures(ledger, main_jobs, data, key)
-    runner.publish(out, found, images_shown)
+        images_shown = results.pictures(ledger, main_jobs, data, key)
+    found = folder.hold_back(found, allow_red=False)
+    folder.publish(out, found, images_shown)
     return found

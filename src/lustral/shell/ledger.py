@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,21 +23,36 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (digest TEXT PRIMARY KEY, spec TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS candidates (
     system TEXT, stage TEXT, image INTEGER, label INTEGER, distance REAL, distance_8bit REAL, repaired INTEGER,
-    loss REAL, looks INTEGER, shape TEXT, x BLOB, PRIMARY KEY (system, stage, image)) WITHOUT ROWID;
+    loss REAL, wrong REAL, looks INTEGER, losses BLOB, wrongs BLOB, shape TEXT, x BLOB,
+    PRIMARY KEY (system, stage, image)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS draws (
     system TEXT, stage TEXT, image INTEGER, draw INTEGER, label INTEGER, margin REAL, logits BLOB,
     PRIMARY KEY (system, stage, image, draw)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS costs (
     system TEXT, stage TEXT, images INTEGER, seconds REAL, forward INTEGER, backward INTEGER);
+CREATE TABLE IF NOT EXISTS certificates (system TEXT PRIMARY KEY, body TEXT NOT NULL);
 """
+VERSION = 2  # of the tables, in SQLite's user_version
 RESULTS = {
-    "candidates": "system, stage, image, label, distance, distance_8bit, repaired, loss, looks, shape, x",
+    "candidates": "system, stage, image, label, distance, distance_8bit, repaired, loss, wrong, looks, losses, wrongs, "
+    "shape, x",
     "draws": "system, stage, image, draw, label, margin, logits",
 }
 
 
+NEW_COSTS = """
+INSERT INTO costs SELECT * FROM other.costs o WHERE NOT EXISTS (
+    SELECT 1 FROM main.costs c
+    WHERE (c.system, c.stage, c.images, c.seconds) = (o.system, o.stage, o.images, o.seconds))
+"""
+
+
 class Outcomes(NamedTuple):
-    """What a ledger holds of one (system, stage), in the order of image ids."""
+    """What a ledger holds of one (system, stage), in the order of image ids.
+
+    ``loss`` and ``wrong`` [n] are the attack's own view of its candidates; ``losses`` and ``wrongs`` hold a row per
+    image of all its looks, [looks] each, in order.
+    """
 
     ids: Tensor
     y: Tensor
@@ -45,6 +60,11 @@ class Outcomes(NamedTuple):
     distance: Tensor
     repaired: Tensor
     x: Tensor
+    distance_8bit: Tensor
+    loss: Tensor
+    wrong: Tensor
+    losses: list[np.ndarray]
+    wrongs: list[np.ndarray]
 
 
 class Cost(NamedTuple):
@@ -69,6 +89,7 @@ class Ledger:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            self._check_version()
             self._db.executescript(SCHEMA)
             row = self._db.execute("SELECT spec FROM run").fetchone()
             stored = json.loads(row[0]) if row else None
@@ -82,6 +103,14 @@ class Ledger:
                 f"{path.parent} holds another run; choose another folder or delete it. It differs in "
                 + "; ".join(lines[:5])
                 + (f"; and {len(lines) - 5} more." if len(lines) > 5 else ".")
+            )
+
+    def _check_version(self) -> None:
+        if not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            self._db.execute(f"PRAGMA user_version={VERSION}")
+        if self._db.execute("PRAGMA user_version").fetchone() != (VERSION,):
+            raise UserError(
+                f"{self.path} is of another version of Lustral; choose another folder or run it there again."
             )
 
     @contextmanager
@@ -104,7 +133,7 @@ class Ledger:
         ) as e:  # bytes that are no result
             raise UserError(f"{self.path} is no ledger or is damaged ({e}); move it away and run again.") from e
 
-    def _rows(self, query: str, *values: str) -> list[tuple]:
+    def _rows(self, query: str, *values: str | int) -> list[tuple]:
         with self._saying():
             return self._db.execute(query, values).fetchall()
 
@@ -140,12 +169,13 @@ class Ledger:
             chunk.distance,
             chunk.distance_8bit,
             chunk.repaired.int(),
-            chunk.loss,
-            chunk.looks,
+            chunk.found.loss,
+            chunk.found.wrong,
+            chunk.found.looks,
         )
         candidates = [
-            (system, stage, *values, shape, zlib.compress(_bytes(x)))
-            for values, x in zip(zip(*(c.tolist() for c in columns), strict=True), chunk.x, strict=True)
+            (system, stage, *values, *(_taken(history[i]) for history in chunk.found[3:]), shape, _packed(chunk.x[i]))
+            for i, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))
         ]
         draws = [
             (system, stage, image, k, labels[i][k], margin[i][k], _bytes(chunk.logits[i, k]))
@@ -155,29 +185,85 @@ class Ledger:
         cost = (system, stage, len(chunk.ids), chunk.seconds, chunk.forward, chunk.backward)
         with self._saying(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT INTO candidates VALUES (?,?,?,?,?,?,?,?,?,?,?)", candidates)
+            self._db.executemany(f"INSERT INTO candidates VALUES ({_marks(14)})", candidates)
             self._db.executemany("INSERT INTO draws VALUES (?,?,?,?,?,?,?)", draws)
             self._db.execute("INSERT INTO costs VALUES (?,?,?,?,?,?)", cost)
+
+    def standing(self, system: str, stage: str) -> dict[int, tuple[float, float]]:
+        """Of every image, the share of its draws that is right and their mean margin."""
+        query = """SELECT image, AVG(d.label = c.label), AVG(margin) FROM draws d JOIN candidates c
+                   USING (system, stage, image) WHERE system = ? AND stage = ? GROUP BY image"""
+        return {image: (right, margin) for image, right, margin in self._rows(query, system, stage)}
+
+    def candidates(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
+        """Candidates [n, c, h, w] of some images."""
+        query = "SELECT shape, x FROM candidates WHERE system = ? AND stage = ? AND image = ?"
+        found = [self._rows(query, system, stage, image) for image in ids]
+        with self._saying():
+            return torch.stack([_image(*rows[0]) for rows in found])
+
+    def certify(self, system: str, body: dict) -> None:
+        """Stores what was measured of a system's gradients and noise."""
+        with self._saying():
+            self._db.execute("INSERT OR REPLACE INTO certificates VALUES (?, ?)", (system, json.dumps(body)))
+
+    def certificate(self, system: str) -> dict | None:
+        """What ``certify`` stored."""
+        rows = self._rows("SELECT body FROM certificates WHERE system = ?", system)
+        return json.loads(rows[0][0]) if rows else None
 
     def outcomes(self, system: str, stage: str) -> Outcomes:
         """Everything stored about one (system, stage)."""
         where = "WHERE system = ? AND stage = ? ORDER BY image"
-        rows = self._rows(f"SELECT image, label, distance, repaired, shape, x FROM candidates {where}", system, stage)
+        columns = "image, label, distance, repaired, distance_8bit, loss, wrong, losses, wrongs, shape, x"
+        rows = self._rows(f"SELECT {columns} FROM candidates {where}", system, stage)
         draws = self._rows(f"SELECT logits FROM draws {where}, draw", system, stage)
         if not rows:
             raise UserError(f"The ledger holds nothing for system {system!r} and stage {stage!r}.")
         with self._saying():
-            ids, y, distance, repaired, shape, x = zip(*rows, strict=True)
+            ids, y, distance, repaired, rounded, loss, wrong, losses, wrongs, shape, x = zip(*rows, strict=True)
             logits = np.stack([np.frombuffer(blob, dtype="<f4") for (blob,) in draws])
-            images = np.stack([np.frombuffer(zlib.decompress(b), dtype="<f4").reshape(json.loads(shape[0])) for b in x])
             return Outcomes(
                 torch.tensor(ids),
                 torch.tensor(y),
                 torch.from_numpy(logits.reshape(len(ids), -1, logits.shape[1])),
                 torch.tensor(distance),
                 torch.tensor(repaired).bool(),
-                torch.from_numpy(images),
+                torch.stack([_image(*pair) for pair in zip(shape, x, strict=True)]),
+                torch.tensor(rounded),
+                torch.tensor(loss),
+                torch.tensor(wrong),
+                *([np.frombuffer(blob, dtype="<f4") for blob in history] for history in (losses, wrongs)),
             )
+
+    def take(self, other: "Ledger") -> None:
+        """Adds what another ledger of the same run holds and this one does not, in one transaction."""
+        if digest(other.spec()) != digest(self.spec()):
+            lines = differences(self.spec(), other.spec())
+            raise UserError(f"{other.path.parent} is another run; it differs in {'; '.join(lines[:5])}.")
+        with self._saying():
+            self._db.execute("ATTACH DATABASE ? AS other", (str(other.path),))
+        try:
+            with self._saying(), self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute(NEW_COSTS)
+                for table in (*RESULTS, "certificates"):
+                    self._db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table}")
+        finally:
+            self._db.execute("DETACH DATABASE other")
+
+    def draws(self) -> tuple[list[str], list[tuple]]:
+        """Every draw beside its candidate: column names and rows, in a fixed order."""
+        columns = (
+            "d.system, d.stage, d.image, d.draw, c.label AS truth, d.label, d.margin, c.distance, c.distance_8bit, "
+        )
+        columns += "c.repaired, c.loss, c.wrong, c.looks"
+        rows = self._rows(
+            f"SELECT {columns}, d.logits FROM draws d "
+            "JOIN candidates c USING (system, stage, image) ORDER BY 1, 2, 3, 4"
+        )
+        names = [column.split(".")[-1].split(" AS ")[-1] for column in columns.split(", ")]
+        return [*names, "logits"], [(*row[:-1], np.frombuffer(row[-1], dtype="<f4").tolist()) for row in rows]
 
     def cost(self, system: str, stage: str) -> Cost:
         """What one (system, stage) has cost so far."""
@@ -192,6 +278,24 @@ class Ledger:
             for row in self._rows(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4"):
                 h.update(repr(row).encode())
         return h.hexdigest()[:32]
+
+
+def _marks(n: int) -> str:
+    return ",".join("?" * n)
+
+
+def _image(shape: str, x: bytes) -> Tensor:
+    """The candidate that ``_packed`` packed."""
+    return torch.from_numpy(np.frombuffer(zlib.decompress(x), dtype="<f4").reshape(json.loads(shape)).copy())
+
+
+def _packed(x: Tensor) -> bytes:
+    return zlib.compress(_bytes(x))
+
+
+def _taken(history: Tensor) -> bytes:
+    """The looks that were taken: how many more its neighbours in the batch took does not matter."""
+    return _bytes(history[~history.isnan()])
 
 
 def _bytes(t: Tensor) -> bytes:

@@ -11,7 +11,11 @@ Solver = Literal["sde", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
 VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
 Norm = Literal["linf", "l2", "l1"]
 LossName = Literal["cross-entropy", "margin", "dlr"]
-StageName = Literal["clean", "null", "blind", "bpda", "exact", "fixed"]
+StageName = Literal[
+    "clean", "null", "blind", "bpda", "exact", "fixed", "known init", "known step", "spsa", "bpda signs", "joint score",
+    "joint full", "low-frequency", "deviated", "surrogate", "square", "apgd", "stadv",
+]  # fmt: skip
+SuiteName = Literal["smoke", "quick", "standard", "gold"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Purification:
     """ADP: stretch contrast at every step as the released code does (the equations do not)."""
     gate: float | None = None
     """ADP: score norm up to which an image counts as clean and gets a fifth of the noise."""
+    fixed_noise: bool = False
+    """Every image always meets the same noise, its own: a deterministic twin, for comparison."""
 
 
 @dataclass(frozen=True)
@@ -90,3 +96,31 @@ class Resources:
     """GiB of step graphs that the exact gradient may keep instead of recomputing."""
     threads: int | None = None
     """Cores: an evaluation runs a batch on each, other commands use them together; default: all."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One system of an evaluation of several."""
+
+    purification: Purification = Purification(steps=10)
+    """How images are purified."""
+    classification: Classification = Classification()
+    """How they are classified."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that an evaluation's numbers depend on."""
+
+    data: str
+    images: int
+    suite: SuiteName | None
+    stages: list
+    systems: dict[str, Entry] | None
+    purification: Purification
+    classification: Classification
+    threat: ThreatModel
+    search: Search
+    draws: int
+    seed: int
+    micro_batch: int | None

@@ -1,19 +1,20 @@
 """The report: one self-contained HTML page of a run's results and pictures. Reads its own template and nothing else.
 
-Here are the numbers, plots and pictures; the words, and how it all looks, are in ``report.html``.
+Here are the numbers and pictures; plots are in ``plots``, the words and how it all looks in ``report.html``.
 """
 
 import base64
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import NamedTuple
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+
+from .plots import SHAPES, STAGES, Look, plots, stages_of
 
 DASH = "—"
 UNDEFENDED = "undefended"
@@ -23,69 +24,17 @@ LABELS = {
     "diffpure-sde": "DiffPure SDE",
     "diffpure-ode": "DiffPure ODE",
     "diffpure-ddpm": "DiffPure DDPM",
+    "diffpure-ddim": "DiffPure DDIM",
+    "diffpure-sde-fixed": "DiffPure SDE, fixed noise",
 }
-STAGES = {
-    "clean": "Clean",
-    "null": "Null control",
-    "blind": "Blind",
-    "bpda": "BPDA",
-    "exact": "Exact",
-    "fixed": "Fixed noise",
-}
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+CHOSEN = {"black-box", "blind", "bpda", "exact"}  # the controls that the worst case chooses from and so stands for
+HARMLESS = {"clean", "null", "unbounded", "stadv"}  # no attack, or none within the threat
 FOLDS = {"worst_of": "Worst of {}", "majority_of": "Majority of {}", "mean_logit_of": "Mean logits of {}"}
-
-# Matplotlib's markers, and the same shapes as paths about the origin; the first is for the undefended classifier.
-SHAPES = (
-    ("X", "M-4.6-2.4L-2.4-4.6 0-2.2 2.4-4.6 4.6-2.4 2.2 0 4.6 2.4 2.4 4.6 0 2.2-2.4 4.6-4.6 2.4-2.2 0z"),
-    ("o", "M-4.6 0a4.6 4.6 0 1 0 9.2 0a4.6 4.6 0 1 0-9.2 0z"),
-    ("s", "M-4-4h8v8h-8z"),
-    ("^", "M0-5L5 4.2H-5z"),
-    ("D", "M0-5.4L5.4 0 0 5.4-5.4 0z"),
-    ("v", "M0 5L5-4.2H-5z"),
-    ("P", "M-1.7-5h3.4v3.3H5v3.4H1.7V5h-3.4V1.7H-5v-3.4h3.3z"),
-)
-
-# Matplotlib knows no CSS variables: it draws in these stand-ins, and _plot puts the page's variables in their place.
-MUTED, GRID, PAPER = "#000101", "#000102", "#000103"
-VARIABLES = {MUTED: "muted", GRID: "grid", PAPER: "paper"} | {f"#0002{i:02x}": f"s{i}" for i in range(len(SHAPES))}
-RC = {"svg.fonttype": "none", "svg.hashsalt": "lustral", "text.parse_math": False, "font.size": 11}
-RC |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), MUTED)
-RC |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left", "ytick.left"), False)
-RC |= {"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8}
 
 TILE = 96  # px: smaller images are enlarged by a whole factor, since printers smooth what CSS keeps sharp
 FRAMES = 10
-
-
-class Look(NamedTuple):
-    """How a system appears everywhere on the page: its colour variable, and its shape for matplotlib and as a path."""
-
-    name: str
-    label: str
-    hue: int
-    marker: str
-    shape: str
-
-    @property
-    def colour(self) -> str:
-        return f"#0002{self.hue:02x}"
-
-
-class Line(NamedTuple):
-    """One system's part of a plot: what it is measured at, and the row (or number) there."""
-
-    look: Look
-    stage: str
-    points: list[tuple]
-
-
-class Plot(NamedTuple):
-    """A plot of the page: what is inside its SVG element, that element's viewBox, and what it shows."""
-
-    name: str
-    box: str
-    body: Markup
-    lines: list[Line]
+PICTURED = 16  # images of all systems together, though two of each at least
 
 
 class Tile(NamedTuple):
@@ -104,21 +53,39 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
     [k, 3] (``/said``: on clean, attacked, purified), frames [n, c, h, w] (``/trajectory``) and their rms distances to
     the clean image [n] (``/trajectory_norm``); ``y`` [k] has the true labels.
     """
-    rows, looks = results.get("rows") or [], _looks(results, pictures)
+    withheld = results.get("withheld") or {}
+    rows, details, looks = results.get("rows") or [], results.get("details") or {}, _looks(results, pictures)
     main = {(row["system"], row["stage"]): row for row in rows if row.get("group", "main") == "main"}
+    attacks = {
+        look: [r for r in rows if r.get("group") == "attack" and r["system"] == look.name] for look in looks.values()
+    }
+    threat = results.get("threat") or {}
+    results = results | {"threat": threat | {"norm": NORMS.get(threat["norm"], threat["norm"])}} if threat else results
     pictures = {name: np.asarray(array) for name, array in pictures.items()}
-    gain = _gain(looks.values(), pictures)
+    gain, films = _gain(looks.values(), pictures), sum(name.endswith("/attacked") for name in pictures)
+    count = max(2, PICTURED // max(1, films))
     return _template().render(
         results=results,
         looks=looks,
         main=main,
+        shown=[(None, row) for row in rows if row.get("group", "main") in ("main", "attack")],
+        attacks={look: found for look, found in attacks.items() if found},
         systems=[look for look in looks.values() if any(name == look.name for name, _ in main)],
-        stages=_stages(main),
-        folds=_folds(main.values()),
-        lowest=_lowest(main, looks),
-        plots=_plots(rows, main, looks, results.get("threat") or {}, pictures),
+        stages=stages_of(main),
+        folds=_folds(rows),
+        heads=_heads(main, looks),
+        lowest=_lowest(main, looks, withheld),
+        unsaid=[looks[name].label for name in withheld if not _shown(main, name)],
+        held={row["system"] for row in rows if row.get("held")},
+        checks=_checks(results, main),
+        detailed=[looks[name] for name in details],
+        details=details,
+        risks=_risks(details),
+        published=_published(details),
+        classes=_classes(details),
+        plots=plots(results, main, looks, pictures),
         gain=gain,
-        grids=[grid for look in looks.values() if (grid := _grid(look, pictures, gain))],
+        grids=[grid for look in looks.values() if (grid := _grid(look, pictures, gain, count))],
         strips=[strip for look in looks.values() if (strip := _strip(look, pictures))],
     )
 
@@ -132,6 +99,7 @@ def _template() -> jinja2.Template:
         finalize=lambda value: DASH if value is None or isinstance(value, jinja2.Undefined) else value,
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "estimate": _estimate, "number": _number}
+    environment.filters |= {"histogram": _histogram, "points": _points}
     environment.filters |= {"claim": _claim, "stage": lambda name: STAGES.get(name, name), "seconds": _seconds}
     return environment.from_string((resources.files(__package__) / "report.html").read_text(encoding="utf-8"))
 
@@ -168,6 +136,12 @@ def _number(value: object, digits: int = 4) -> object:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
+def _points(difference: Sequence[float]) -> str:
+    """(-0.4, -0.7, -0.133) → '−40 [−70, −13]' percentage points."""
+    value, low, high = (f"{100 * part:+.0f}".replace("-", "−") for part in difference)
+    return f"{value} [{low}, {high}]"
+
+
 def _seconds(value: float | None) -> str:
     return f"{value:,.1f}" if isinstance(value, int | float) else DASH
 
@@ -175,30 +149,26 @@ def _seconds(value: float | None) -> str:
 def _claim(check: dict) -> str:
     """'blind ≥ exact' with its values: 'Blind 91 % ≥ Exact 72 %'; claims of another form are followed by the values."""
     parts, values = re.split(r"\s*([≥≤><≈=])\s*", check["claim"]), [_percent(v) for v in check.get("values") or []]
-    if len(parts) == 1 or len(parts[::2]) != len(values):
+    if len(parts) == 1 or len(parts[::2]) != len(values) > 0:
         return f"{check['claim']}: {', '.join(values)}" if values else check["claim"]
-    named = [f"{STAGES.get(part.lower(), part)} {value}" for part, value in zip(parts[::2], values, strict=True)]
-    return " ".join(word for pair in zip(named, [*parts[1::2], ""], strict=True) for word in pair).strip()
+    parts[::2] = [STAGES.get(part.lower(), part) for part in parts[::2]]
+    parts[::2] = [f"{part} {value}" for part, value in zip(parts[::2], values, strict=True)] if values else parts[::2]
+    return " ".join(parts)
 
 
 # What is on the page
 
 
 def _looks(results: dict, pictures: dict) -> dict[str, Look]:
-    """Every system of the rows, checks and pictures, in the order of appearance."""
+    """Every system of the results and pictures, in the order of appearance."""
     names = [item["system"] for kind in ("rows", "ordering") for item in results.get(kind) or []]
+    names += [name for kind in ("details", "findings", "withheld", "certificates") for name in results.get(kind) or {}]
     names += [test[side] for test in results.get("paired") or [] for side in "ab"]
     names = list(dict.fromkeys([*names, *(name.rsplit("/", 1)[0] for name in pictures if "/" in name)]))
     defended, n = [name for name in names if name != UNDEFENDED], len(SHAPES) - 1
     # Every further n systems get the same colours with other shapes.
     places = {name: (1 + i % n, 1 + (i + i // n) % n) for i, name in enumerate(defended)} | {UNDEFENDED: (0, 0)}
     return {name: Look(name, LABELS.get(name, name), places[name][0], *SHAPES[places[name][1]]) for name in names}
-
-
-def _stages(main: dict) -> list[str]:
-    """The stages on record: the known ones in the order of the attacker's knowledge, then the others."""
-    present = dict.fromkeys(stage for _, stage in main)
-    return [stage for stage in STAGES if stage in present] + [stage for stage in present if stage not in STAGES]
 
 
 def _folds(rows: Iterable[dict]) -> list[tuple[str, str, str]]:
@@ -208,141 +178,74 @@ def _folds(rows: Iterable[dict]) -> list[tuple[str, str, str]]:
     return [(kind, m, FOLDS[kind].format(m)) for kind, m in order]
 
 
-def _lowest(main: dict, looks: dict[str, Look]) -> list[tuple[Look, dict]]:
-    """The row of the attack that every system does worst against."""
+def _heads(main: dict, looks: dict[str, Look]) -> dict[str, list[tuple[Look, dict]]]:
+    """Every system's number: the worst case where there is one, else the exact attack."""
+    heads: dict[str, list[tuple[Look, dict]]] = {"worst": [], "exact": []}
+    for name, look in looks.items():
+        stage = next((stage for stage in heads if (name, stage) in main), None)
+        if stage:
+            heads[stage].append((look, main[name, stage]))
+    return heads
+
+
+def _lowest(main: dict, looks: dict[str, Look], withheld: dict) -> list[tuple[Look, dict]]:
+    """The row of the attack that every system does worst against, where its number is not withheld."""
     attacked: dict[Look, list[dict]] = {}
     for (system, stage), row in main.items():
-        if stage not in ("clean", "null"):
+        chosen = stage in CHOSEN and (system, "worst") in main
+        if stage not in HARMLESS and not chosen and (system not in withheld or _shown(main, system)):
             attacked.setdefault(looks[system], []).append(row)
     return [(look, min(rows, key=lambda row: row["accuracy"])) for look, rows in attacked.items()]
 
 
-# Plots
+def _shown(main: dict, system: str) -> bool:
+    return any((system, stage) in main for stage in ("worst", "exact"))
 
 
-def _plots(rows: list[dict], main: dict, looks: dict[str, Look], threat: dict, pictures: dict) -> list[Plot]:
-    of = {group: [row for row in rows if row.get("group") == group] for group in ("eps", "t_star")}
-    plots = _stage_plot(main, looks), _eps_plot(of["eps"], main, looks, threat), _time_plot(of["t_star"], looks)
-    return [plot for plot in (*plots, _norm_plot(looks, pictures)) if plot]
+def _checks(results: dict, main: dict) -> list[dict]:
+    """The checks, without the values of systems whose numbers are withheld and not shown all the same."""
+    withheld = {name for name in results.get("withheld") or {} if not _shown(main, name)}
+    return [check | ({"values": []} if check["system"] in withheld else {}) for check in results.get("ordering") or []]
 
 
-def _plot(name: str, lines: list[Line], draw: Callable) -> Plot | None:
-    """Draws one pair of axes for use inside a page: with the page's colours, ids of its own and no fixed size."""
-    if not lines:
-        return None
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    out, no_metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(6, 3.75), layout="constrained")
-        draw(figure.add_subplot())
-        figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
-    svg = out.getvalue()
-    box = re.search(r'viewBox="([\d. -]+)"', svg)[1]
-    body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
-    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
-    return Plot(name, box, Markup(re.sub("|".join(VARIABLES), lambda hit: f"var(--{VARIABLES[hit[0]]})", body)), lines)
+# Details: a system's numbers, counted in every way
 
 
-def _accuracy_axis(axes) -> None:
-    axes.set_ylim(-3, 103)
-    axes.set_yticks(range(0, 101, 25), ["0", "25", "50", "75", "100 %"])
+def _risks(details: dict) -> dict:
+    """The numbers of resubmissions, and every system's lines: rule, its draws, and (robust, clean) at each of those."""
+    ms = sorted({risk["m"] for detail in details.values() for risk in detail.get("risks") or []})
+    lines = {}
+    for name, detail in details.items():
+        robust, clean = (
+            {(risk["rule"], risk["k"], risk["m"]): risk["accuracy"] for risk in detail.get(kind) or []}
+            for kind in ("risks", "clean_risks")
+        )
+        rules = dict.fromkeys((rule, k) for rule, k, _ in robust)
+        lines[name] = [(*rule, [(robust.get((*rule, m)), clean.get((*rule, m))) for m in ms]) for rule in rules]
+    return {"ms": ms, "lines": {name: found for name, found in lines.items() if found}}
 
 
-def _mark(axes, look: Look, xs: Sequence[float], ys: Sequence[float], hollow: bool = False, **style) -> None:
-    face, edge, width = (PAPER, look.colour, 1.2) if hollow else (look.colour, PAPER, 0.8)
-    style = {
-        "color": look.colour,
-        "marker": look.marker,
-        "markersize": 7,
-        "linewidth": 1.8,
-        "zorder": 3,
-    } | style
-    axes.plot(xs, ys, markerfacecolor=face, markeredgecolor=edge, markeredgewidth=width, **style)
+def _published(details: dict) -> dict[tuple[str, str, str], dict]:
+    """By source, name and definition of others' metrics: the value of every system."""
+    found: dict[tuple[str, str, str], dict] = {}
+    for name, detail in details.items():
+        for item in detail.get("published") or []:
+            found.setdefault((item["source"], item["name"], item["definition"]), {})[name] = item["value"]
+    return found
 
 
-def _line(axes, line: Line, **style) -> None:
-    """A line of accuracies with a band or, without a line to carry one, with whiskers; clean ones have neither."""
-    xs, rows = [x for x, _ in line.points], [row for _, row in line.points]
-    low, high = ([100 * row.get(end, row["accuracy"]) for row in rows] for end in ("low", "high"))
-    clean = line.stage == "clean"
-    if style.get("linestyle") == "none" or (len(xs) == 1 and not clean):
-        axes.vlines(xs, low, high, color=line.look.colour, linewidth=1.6, alpha=0.75)
-    elif not clean:
-        axes.fill_between(xs, low, high, color=line.look.colour, alpha=0.14, linewidth=0)
-    style = {"linestyle": (0, (4, 2)), "linewidth": 1.3} | style if clean else style
-    _mark(axes, line.look, xs, [100 * row["accuracy"] for row in rows], clean, **style)
+def _classes(details: dict) -> dict[str, dict]:
+    """By class, in the order of their numbers: the accuracy of every system."""
+    found: dict[str, dict] = {}
+    for name, detail in details.items():
+        for label, value in (detail.get("per_class") or {}).items():
+            found.setdefault(str(label), {})[name] = value
+    return dict(sorted(found.items(), key=lambda item: (int(item[0]) if item[0].isdecimal() else math.inf, item[0])))
 
 
-def _stage_plot(main: dict, looks: dict[str, Look]) -> Plot | None:
-    stages = _stages(main)
-    rows = {look: [(s, main[name, s]) for s in stages if (name, s) in main] for name, look in looks.items()}
-    lines = [Line(look, "", points) for look, points in rows.items() if points]
-
-    def draw(axes) -> None:
-        _accuracy_axis(axes)
-        axes.set_xticks(range(len(stages)), [STAGES.get(s, s).replace(" ", "\n") for s in stages])
-        axes.set_xlim(-0.5, len(stages) - 0.5)
-        axes.tick_params(axis="x", length=0)
-        for i, line in enumerate(lines):
-            shift = 0.6 * ((i + 0.5) / len(lines) - 0.5)
-            shifted = [(stages.index(stage) + shift, row) for stage, row in line.points]
-            _line(axes, line._replace(points=shifted), linestyle="none")
-
-    return _plot("stages", lines, draw)
-
-
-def _eps_plot(rows: list[dict], main: dict, looks: dict[str, Look], threat: dict) -> Plot | None:
-    lines = []
-    for look in looks.values():
-        own = {row["x"]: row for row in rows if row["system"] == look.name}
-        clean, exact = main.get((look.name, "clean")), main.get((look.name, "exact"))
-        ends = {0.0: clean} if clean else {}
-        if exact and exact.get("eps") is not None:
-            ends[exact["eps"]] = exact
-        if own:
-            lines.append(Line(look, "exact", sorted((own | ends).items(), key=lambda point: point[0])))
-
-    def draw(axes) -> None:
-        _accuracy_axis(axes)
-        axes.set_xlabel(f"ε ({threat.get('norm', 'threat')}, images in [0, 1])")
-        if threat.get("eps") is not None:
-            axes.axvline(threat["eps"], color=MUTED, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-        for line in lines:
-            _line(axes, line)
-
-    return _plot("eps", lines, draw)
-
-
-def _time_plot(rows: list[dict], looks: dict[str, Look]) -> Plot | None:
-    lines: dict[tuple, Line] = {}
-    for row in sorted(rows, key=lambda row: row["x"]):
-        system, stage = row["system"], row["stage"]
-        lines.setdefault((system, stage), Line(looks[system], stage, [])).points.append((row["x"], row))
-
-    def draw(axes) -> None:
-        _accuracy_axis(axes)
-        axes.set_xlabel("t* (where purification starts)")
-        for line in lines.values():
-            _line(axes, line)
-
-    return _plot("t-star", list(lines.values()), draw)
-
-
-def _norm_plot(looks: dict[str, Look], pictures: dict[str, np.ndarray]) -> Plot | None:
-    found = {look: pictures.get(f"{name}/trajectory_norm") for name, look in looks.items()}
-    norms = {look: norm for look, norm in found.items() if norm is not None and norm.size}
-    lines = [Line(look, "", [(i, float(norm[i])) for i in (0, norm.size - 1)]) for look, norm in norms.items()]
-
-    def draw(axes) -> None:
-        axes.set_xlabel("step of the purification")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        for look, norm in norms.items():
-            _mark(axes, look, range(norm.size), norm, markersize=6, markevery=max(1, math.ceil(norm.size / 12)))
-        axes.set_ylim(bottom=0)
-
-    return _plot("trajectory", lines, draw)
+def _histogram(right: Sequence[int], draws: int) -> list[int]:
+    """How many images have 0, 1, … all of the draws right."""
+    return np.bincount(right, minlength=draws + 1).tolist()
 
 
 # Pictures
@@ -370,8 +273,8 @@ def _gain(looks: Iterable[Look], pictures: dict[str, np.ndarray]) -> float:
     return float(f"{math.floor(0.5 / largest / scale + 1e-6) * scale:.2g}")
 
 
-def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float) -> dict | None:
-    """One system's pictures: a row per image of clean, attacked, amplified change and purified."""
+def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float, count: int) -> dict | None:
+    """One system's first ``count`` pictures: a row per image of clean, attacked, amplified change and purified."""
     clean, attacked, purified = (pictures.get(f"{look.name}/{kind}") for kind in ("clean", "attacked", "purified"))
     if attacked is not None and np.array_equal(attacked, purified):
         purified = None  # nothing purifies here
@@ -385,7 +288,7 @@ def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float) -> dict | No
         label = int(said[i][asked[what]]) if what in asked else None
         return Tile(_png(columns[what][i]), what, label, None if label is None or y is None else label == int(y[i]))
 
-    count = min(map(len, columns.values()), default=0)
+    count = min([count, *map(len, columns.values())]) if columns else 0
     rows = [(None if y is None else int(y[i]), [tile(what, i) for what in columns]) for i in range(count)]
     return {"look": look, "columns": list(columns), "rows": rows} if rows else None
 

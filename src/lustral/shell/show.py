@@ -9,24 +9,37 @@ from rich.console import Console
 from rich.table import Table
 
 from . import build, weights
-from .options import Method, Solver, VoteName
+from .controls import Caught
+from .options import Method, Solver, SuiteName, VoteName
 
 # Wide enough for the table where the output is a pipe or a file.
-out = Console() if Console().is_terminal else Console(width=120)
+out = Console() if Console().is_terminal else Console(width=140)
 
 
 def table(found: dict) -> None:
-    """The results of a run."""
-    threat = found["threat"]
-    images = found["data"]["images"]
-    title = f"{found['title']}: {threat['norm']} eps = {threat['eps']:g}, {images} images, seed {found['seed']}"
+    """The results of a run, what it finds of itself, and what that withholds."""
+    threat, images = found["threat"], found["data"]["images"]
+    suite = f", {found['suite']}" if found.get("suite") else ""
+    title = f"{found['title']}: {threat['norm']} eps = {threat['eps']:g}, {images} images, seed {found['seed']}{suite}"
     sheet = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("system", "stage"):
         sheet.add_column(name, no_wrap=True)
-    for name in ("accuracy", "95 %", "null", "draws", "EOT", "looks", "seconds", "forward", "backward"):
+    for name in (
+        "accuracy",
+        "95 %",
+        "null",
+        "at looks",
+        "images",
+        "draws",
+        "EOT",
+        "looks",
+        "seconds",
+        "forward",
+        "backward",
+    ):
         sheet.add_column(name, justify="right", no_wrap=True)
     for row in found["rows"]:
-        if row["group"] == "main":
+        if row["group"] in ("main", "attack"):
             sheet.add_row(*_cells(row))
     out.print(sheet)
     for claim in found["ordering"]:
@@ -34,23 +47,57 @@ def table(found: dict) -> None:
         out.print(
             f"{'holds' if claim['holds'] else 'FAILS'}: {claim['system']}: {claim['claim']} ({values})", highlight=False
         )
+    for system, said in found.get("findings", {}).items():
+        for finding in said:
+            if finding["level"] != "green":
+                line(f"{finding['level']}: {system}: {finding['name']}: {finding['text']}")
+    for system, names in found.get("withheld", {}).items():
+        shown = any(row.get("held") for row in found["rows"] if row["system"] == system)
+        line(f"{'MARKED' if shown else 'WITHHELD'}: the robust accuracy of {system}, because of {', '.join(names)}.")
 
 
 def _cells(row: dict) -> list[str]:
     null = "—" if row["null"] is None else f"{row['null']:.1%}"
-    counts = str(row["draws"]), str(row["eot"] or "—"), str(row["looks"])
-    rows = f"{row['forward']:,}", f"{row['backward']:,}"
-    interval = f"{row['low']:.0%}–{row['high']:.0%}"
+    looked = f"{row['null_looked']['accuracy']:.1%}" if row.get("null_looked") else "—"
+    counts = str(row["attacked"]), str(row["draws"]), str(row["eot"] or "—"), str(row["looks"])
+    mark = "*" if row.get("held") else ""
     return [
         row["system"],
         row["stage"],
-        f"{row['accuracy']:.1%}",
-        interval,
+        f"{row['accuracy']:.1%}{mark}",
+        f"{row['low']:.0%}–{row['high']:.0%}",
         null,
+        looked,
         *counts,
         f"{row['seconds']:.1f}",
-        *rows,
+        f"{row['forward']:,}",
+        f"{row['backward']:,}",
     ]
+
+
+def comparison(found: list[dict]) -> None:
+    """Paired tests between two runs."""
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "a", "b"):
+        sheet.add_column(name, no_wrap=True)
+    for name in ("images", "a %", "b %", "a − b", "95 %", "only a", "only b", "McNemar p"):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    for test in found:
+        value, low, high = test["difference"]
+        numbers = f"{test['accuracy_a']:.1%}", f"{test['accuracy_b']:.1%}", f"{100 * value:+.1f}"
+        interval, only = f"{100 * low:+.1f} to {100 * high:+.1f}", (str(test["only_a"]), str(test["only_b"]))
+        sheet.add_row(
+            test["stage"], test["a"], test["b"], str(test["images"]), *numbers, interval, *only, f"{test['p']:.3g}"
+        )
+    out.print(sheet)
+
+
+def controls(found: list[Caught]) -> bool:
+    """What caught each control; whether all are as they must be."""
+    for control in found:
+        by = ", ".join(control.red) or "no red finding"
+        line(f"{'as it must be' if control.holds else 'WRONG'}: {control.name}: {by}")
+    return all(control.holds for control in found)
 
 
 def places(folder: Path) -> None:
@@ -80,6 +127,6 @@ def names() -> None:
         about = weights.card(path)
         facts = ", ".join(f"{key} {value:g}" for key, value in about.measured.items())
         line(f"{about.kind:<11}{name:<14}{about.parameters:,} parameters, {about.data}: {facts}")
-    for kind, values in (("method", Method), ("solver", Solver), ("vote", VoteName)):
+    for kind, values in (("method", Method), ("solver", Solver), ("vote", VoteName), ("suite", SuiteName)):
         line(f"{kind:<11}{', '.join(values.__args__)}")
     line(f"{'stage':<11}{', '.join(build.STAGES)}")

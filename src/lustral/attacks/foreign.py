@@ -1,0 +1,99 @@
+"""Attacks of other libraries on our victims, with our expectation over transformation (EOT)."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy.random as numpys
+import torch
+from torch import Tensor, nn
+from torch.random import fork_rng
+
+from ..core.adjoint import Checkpointed
+from ..core.errors import UserError
+from ..core.noise import Key, Rng
+from ..core.threat import Threat
+from .gradients import KnownNoise, Selection, Victim
+from .losses import margin, truth
+from .search import Best, Outcome
+
+Perturb = Callable[[Tensor, Tensor], Tensor]
+_turn = threading.Lock()
+
+
+class Averaged(nn.Module):
+    """What a foreign attack sees of a victim: at every call fresh noise, and the mean over ``eot`` decisions.
+
+    It returns mean log-probabilities [n, classes]. The true-class entry is minus the mean cross-entropy, exactly the
+    EOT loss of ``exact(eot)``. A foreign attack's cross-entropy adds the log-normaliser of the averaged row, which
+    makes it the cross-entropy of the mean logits: the same at one draw; at more, every draw's log-probability ratios
+    weigh alike, where the EOT loss leans to draws that are already wrong, so the two gradients differ where draws
+    disagree. Margins are means of log-probability ratios. Rows may be any images in any number: noise belongs to the
+    call and to the row's place in it. The gradient is the exact one.
+    """
+
+    def __init__(self, victim: Victim, key: Key, eot: int = 1):
+        super().__init__()
+        if eot < 1:
+            raise UserError(f"EOT needs at least 1 draw, not {eot}.")
+        self.victim, self.key, self.eot = victim, key, eot
+        self.calls, self.training = 0, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        rng = self.key.fold("call", self.calls).rng(len(x)).repeat(self.eot)
+        logits = self.victim.logits(x.repeat_interleave(self.eot, dim=0), rng, Checkpointed())
+        return logits.log_softmax(dim=1).view(len(x), self.eot, -1).mean(dim=1)
+
+    def train(self, mode: bool = True) -> "Averaged":
+        """Libraries switch modes; the victim keeps the ones in which it is judged."""
+        return self
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A foreign attack as a search with one look.
+
+    ``make`` takes a module (images to logits) and returns the attack: (x, y) → images of the same shape. What comes
+    back is projected into the threat and shown to ``select``.
+    """
+
+    threat: Threat
+    make: Callable[[nn.Module], Perturb]
+    eot: int = 1
+    select: Selection = Selection()
+
+    @property
+    def looks(self) -> int:
+        return 1
+
+    def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        if isinstance(victim, KnownNoise):
+            raise UserError(
+                "Foreign attacks do not say which image a row is, so they cannot use known noise; give the library "
+                "defence.bind(key) instead."
+            )
+        key = rng.key.fold("foreign", *rng.ids.tolist())
+        with seeded(int(key.philox("seed")[0]) >> 33, x0.device), torch.enable_grad():
+            found = self.make(Averaged(victim, key, self.eot))(x0.clone(), truth(y).clone())
+        x = self.threat.project(found.detach().to(x0), x0)
+        best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
+        best.see(rows, x, self.select(victim, x, truth(y), margin, rng.fold("select")))
+        return best.outcome()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds the global generators of torch and NumPy, from which libraries draw, and puts them back afterwards.
+
+    There is one of each in a process, so threads take turns.
+    """
+    with _turn, fork_rng([device] if device.type == "cuda" else []):
+        before = numpys.get_state()
+        torch.manual_seed(seed)
+        numpys.seed(seed)
+        try:
+            yield
+        finally:
+            numpys.set_state(before)

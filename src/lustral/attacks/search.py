@@ -1,0 +1,132 @@
+"""What all searches share: the outcome, the bookkeeping of candidates, and searches made of other searches."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.noise import Rng
+from ..core.threat import Threat
+from .gradients import Look, Victim
+
+
+class Outcome(NamedTuple):
+    """Candidates and what the search saw, on its own noise; the judge looks again.
+
+    Images x [b, c, h, w]; their mean loss and share of wrong draws [b] on the noise by which they were chosen; and the
+    same of every look [b, looks], each on noise of its own, NaN where an image had left.
+    """
+
+    x: Tensor
+    loss: Tensor
+    wrong: Tensor
+    losses: Tensor
+    wrongs: Tensor
+
+    @property
+    def looks(self) -> Tensor:
+        """Looks that were spent on each image [b]."""
+        return (~self.wrongs.isnan()).sum(dim=1)
+
+
+class Attack(Protocol):
+    """A search. ``rng`` is the attack's noise; ``looks`` is the largest number of looks it takes at an image."""
+
+    threat: Threat
+    looks: int
+
+    def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome: ...
+
+
+class Best:
+    """The candidate with the largest share of wrong draws, and among those the largest mean loss, per image.
+
+    An image is decided once all draws were wrong in ``patience`` looks in a row (0: never): those by which candidates
+    are chosen, and those of the looks that are only noted.
+    """
+
+    def __init__(self, x0: Tensor, patience: int):
+        self.x, self.patience = x0.clone(), patience
+        self.loss, self.wrong = x0.new_full((len(x0),), -torch.inf), x0.new_full((len(x0),), -1.0)
+        self.streak = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+        self._losses: list[Tensor] = []
+        self._wrongs: list[Tensor] = []
+
+    def note(self, rows: Tensor, look: Look) -> None:
+        """Notes a look at the images of ``rows``."""
+        for history, new in ((self._losses, look.loss), (self._wrongs, look.wrong)):
+            history.append(torch.full_like(self.loss, torch.nan).index_copy(0, rows, new.to(self.loss)))
+        self.streak[rows] = torch.where(look.wrong == 1, self.streak[rows], 0)
+
+    def choose(self, rows: Tensor, x: Tensor, look: Look) -> None:
+        """Keeps the images x of ``rows`` where this look at them is the best so far."""
+        better = (look.wrong > self.wrong[rows]) | ((look.wrong == self.wrong[rows]) & (look.loss > self.loss[rows]))
+        into = rows[better]
+        self.x[into] = x[better].detach()
+        self.loss[into], self.wrong[into] = look.loss[better].to(self.loss), look.wrong[better].to(self.wrong)
+        self.streak[rows] = torch.where(look.wrong == 1, self.streak[rows] + 1, 0)
+
+    def see(self, rows: Tensor, x: Tensor, look: Look) -> None:
+        """Notes a look and chooses by it."""
+        self.note(rows, look)
+        self.choose(rows, x, look)
+
+    def open(self) -> Tensor:
+        """The rows that are still searched."""
+        decided = self.streak >= self.patience if self.patience else torch.zeros_like(self.streak, dtype=torch.bool)
+        return (~decided).nonzero()[:, 0]
+
+    def outcome(self) -> Outcome:
+        losses, wrongs = (torch.stack(history, dim=1) for history in (self._losses, self._wrongs))
+        return Outcome(self.x, self.loss, self.wrong, losses, wrongs)
+
+
+def join(first: Outcome, second: Outcome, rows: Tensor) -> Outcome:
+    """The better candidate of each image from two searches, the second of which saw ``rows`` of the first's batch."""
+    better = (second.wrong > first.wrong[rows]) | (
+        (second.wrong == first.wrong[rows]) & (second.loss > first.loss[rows])
+    )
+    into = rows[better]
+    best = [old.index_copy(0, into, new[better]) for old, new in zip(first[:3], second[:3], strict=True)]
+    histories = []
+    for old, new in zip(first[3:], second[3:], strict=True):
+        blank = old.new_full((len(old), new.shape[1]), torch.nan)
+        histories.append(torch.cat([old, blank.index_copy(0, rows, new)], dim=1))
+    return Outcome(*best, *histories)
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """A search ``times`` over, each with noise and a start of its own, on the images that it has not fooled yet."""
+
+    search: Attack
+    times: int
+    leave: bool = True
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise UserError(f"Restarts needs at least 1 restart, not {self.times}.")
+
+    @property
+    def threat(self) -> Threat:
+        return self.search.threat
+
+    @property
+    def looks(self) -> int:
+        return self.times * self.search.looks
+
+    def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        found = self.search.run(victim, x0, y, rng.fold("restart", 0))
+        for i in range(1, self.times):
+            rows = unfooled(found, self.leave)
+            if len(rows):
+                part = self.search.run(victim, x0[rows], y[rows], rng.fold("restart", i)[rows])
+                found = join(found, part, rows)
+        return found
+
+
+def unfooled(found: Outcome, leave: bool = True) -> Tensor:
+    """The rows whose candidate was right in some draw; all rows unless fooled ones ``leave``."""
+    return (found.wrong < 1).nonzero()[:, 0] if leave else torch.arange(len(found.x), device=found.x.device)

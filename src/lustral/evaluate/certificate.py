@@ -1,0 +1,207 @@
+"""The gradient certificate: what was measured of a defence's gradients and noise, on a few images, before any attack.
+
+Plain numbers, stored with the run; ``findings`` says what they mean. Everything is measured on the network that the
+attacks meet; only the finite differences run on a float64 copy, where they can be told from rounding.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ..attacks.apgd import APGD
+from ..attacks.gradients import Gradient, Selection, bpda, exact
+from ..attacks.losses import margin
+from ..attacks.pgd import RandomSign
+from ..core.adjoint import Checkpointed, Direct
+from ..core.noise import Key, Rng, audit
+from ..core.purifier import Purifier
+from ..core.threat import Linf, Threat
+from ..defence import Defence
+from .binarise import binarise
+from .protocol import Data, System
+from .suites import widest
+
+TWINS, BINARISED, GRADIENTS = 32, 8, 32
+IMAGES, HORIZON, DRAWS, DIRECTIONS = 4, 8, (2, 4, 8, 16, 32), 100
+
+
+def certify(system: System, data: Data, threat: Threat, key: Key, *, thorough: bool = True) -> dict:
+    """All measurements of one system on the first images of the data; ``thorough`` adds the binarisation test."""
+    few, defence = data[:IMAGES], system.defence
+    key = key.fold(system.name, "certificate")
+    found: dict = {"images": len(few.ids)}
+    found |= noise_facts(defence, few, key)
+    found |= gradient_facts(defence, few, threat, key)
+    found |= zero_facts(defence, data[:GRADIENTS], key)
+    if defence.purifier is not None:
+        found |= replay_facts(defence.purifier, few.x, key.rng(few.ids).fold("replay"))
+        found |= purification_facts(defence, data, key)
+    if system.random:
+        found["agreement"] = agreement(defence, few, key)
+    found |= undefended_facts(defence, data[:TWINS], threat, key)
+    if thorough:
+        attack = APGD(threat, exact(), margin, 20, select=Selection() if system.random else None)
+        test = binarise(system, data[:BINARISED], threat, attack, RandomSign(threat, 21), key.fold("binarise"))
+        found["binarisation"] = test._asdict()
+    return found
+
+
+def undefended_facts(defence: Defence, data: Data, threat: Threat, key: Key) -> dict:
+    """What an attack leaves of the classifier alone, at eps and almost without bounds."""
+    bare, found = Defence(defence.classifier), {}
+    for name, against in (("undefended", threat), ("undefended_unbounded", widest(threat))):
+        attack = APGD(against, Gradient(None), margin, 50, patience=1)
+        wrong = attack.run(bare, data.x, data.y, key.rng(data.ids).fold(name)).wrong
+        found[name] = float((wrong < 1).double().mean())
+    return found
+
+
+def noise_facts(defence: Defence, data: Data, key: Key) -> dict:
+    """Is it random, does it replay, and does an image's result depend on its neighbours?"""
+    rng = key.rng(data.ids).fold("noise")
+    with torch.no_grad():
+        first, again = (defence.logits(data.x, rng) for _ in range(2))
+        other = defence.logits(data.x, key.rng(data.ids).fold("other noise"))
+        back = torch.arange(len(data.ids)).flip(0)
+        turned = defence.logits(data.x[back], rng[back])[back]
+        alone = torch.cat([defence.logits(data.x[i : i + 1], rng[i : i + 1]) for i in range(len(data.ids))])
+    scale = first.abs().amax().clamp_min(1e-12)
+    sums = first.sum(dim=1)
+    return {
+        "replays": bool(torch.equal(first, again)),
+        "random": bool(not torch.equal(first, other)),
+        "neighbours": float(torch.maximum((turned - first).abs(), (alone - first).abs()).max() / scale),
+        "probabilities": bool(first.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)),
+        "finite": bool(torch.isfinite(first).all()),
+    }
+
+
+def gradient_facts(defence: Defence, data: Data, threat: Threat, key: Key) -> dict:
+    """Does the gradient exist, is it that of plain autograd, and do finite differences agree?"""
+    rng = key.rng(data.ids).fold("gradient")
+    look = exact()(defence, data.x, data.y, margin, rng)
+    flat = look.grad.flatten(1)
+    found = {
+        "finite_difference": finite_difference(defence, data, key),
+        "roughness": roughness(defence, data, threat, rng),
+    }
+    if defence.purifier is not None:
+        around = bpda()(defence, data.x, data.y, margin, rng).grad.flatten(1)
+        found["cosine_bpda"] = float(cosine_similarity(flat, around).mean())
+    return found
+
+
+def zero_facts(defence: Defence, data: Data, key: Key) -> dict:
+    """How many images have no gradient, on more images than the other measurements."""
+    flat = exact()(defence, data.x, data.y, margin, key.rng(data.ids).fold("zero")).grad.flatten(1)
+    return {
+        "gradient_finite": bool(torch.isfinite(flat).all()),
+        "gradient_zero": float((flat == 0).all(dim=1).double().mean()),
+        "gradient_norm": float(flat.norm(dim=1).mean()),
+    }
+
+
+def finite_difference(defence: Defence, data: Data, key: Key, step: float = 1e-5) -> float:
+    """The largest over images of |difference quotient − ⟨g, d⟩|/|⟨g, d⟩| along a random direction, noise frozen."""
+    double = copy.deepcopy(defence).double()
+    rng, x = key.rng(data.ids).fold("difference"), data.x.double()
+    direction = rng.fold("direction").normal(x)
+    look = exact()(double, x, data.y, margin, rng)
+    with torch.no_grad():
+        ends = [margin(double.logits(x + s * step * direction, rng), data.y) for s in (1, -1)]
+    slope = (look.grad * direction).flatten(1).sum(dim=1)
+    error = ((ends[0] - ends[1]) / (2 * step) - slope).abs() / slope.abs().clamp_min(1e-12)
+    return float(error.nan_to_num(nan=torch.inf).max())
+
+
+def roughness(defence: Defence, data: Data, threat: Threat, rng: Rng) -> float:
+    """The mean relative change of the loss along random directions of full size under frozen noise (Pintor 2022)."""
+    n = DIRECTIONS
+    x, y = data.x.repeat_interleave(n, dim=0), data.y.repeat_interleave(n)
+    rows = rng.repeat(n)
+    sign = rows.fold("direction").sign(x)
+    same = Rng(rng.key, rng.ids.repeat_interleave(n), rng.draws.repeat_interleave(n))
+    size = threat.eps if isinstance(threat, Linf) else threat.eps / x[0].numel() ** 0.5
+    with torch.no_grad():
+        before = margin(defence.logits(data.x, rng), data.y).repeat_interleave(n)
+        after = margin(defence.logits((x + size * sign).clamp(0, 1), same), y)
+    return float(((after - before).abs() / before.abs().clamp_min(1e-6)).mean())
+
+
+def agreement(defence: Defence, data: Data, key: Key) -> list[tuple[int, float]]:
+    """For each number of draws N, the mean cosine between the gradients of two disjoint sets of N decisions."""
+    votes, found = defence.vote.draws, []
+    for draws in sorted({max(1, n // votes) for n in DRAWS}):
+        halves = [key.rng(data.ids).fold("half", draws, k) for k in (0, 1)]
+        a, b = (exact(draws)(defence, data.x, data.y, margin, rng).grad.flatten(1) for rng in halves)
+        found.append((draws, float(cosine_similarity(a, b).mean())))
+    return found
+
+
+def replay_facts(purifier: Purifier, x: Tensor, rng: Rng) -> dict:
+    """Every step run twice, the second time as the backward pass does: same state to the bit, same noise addresses.
+
+    And the exact gradient against plain autograd on the first steps, and how the gradient's length changes on its way.
+    """
+    state, norms = purifier.init(x, rng.fold("init")), []
+    replays, addresses = True, True
+    for i in range(purifier.n_steps):
+        with audit() as first, torch.no_grad():
+            following = purifier.step(i, state, rng.fold("step", i))
+        with audit() as second, torch.enable_grad():
+            again = purifier.step(i, state, rng.fold("step", i))
+        addresses &= first == second
+        replays &= _same(following, again)
+        state = following
+    short = First(purifier, min(HORIZON, purifier.n_steps))
+    direct, checkpointed = (_pulled(short, adjoint, x, rng) for adjoint in (Direct(), Checkpointed()))
+    error = (direct - checkpointed).norm() / direct.norm().clamp_min(1e-20)
+    for steps in sorted({1, max(1, purifier.n_steps // 2), purifier.n_steps}):
+        norms.append((steps, float(_pulled(First(purifier, steps), Checkpointed(), x, rng).norm() / x.numel() ** 0.5)))
+    return {
+        "replays_states": replays,
+        "replays_addresses": addresses,
+        "autograd": float(error.nan_to_num(nan=torch.inf)),
+        "norms": norms,
+    }
+
+
+class First:
+    """The first steps of a purifier."""
+
+    def __init__(self, inner: Purifier, n_steps: int):
+        self.n_steps, self.init, self.step, self.readout = n_steps, inner.init, inner.step, inner.readout
+
+
+def _pulled(purifier: Purifier, adjoint: Callable, x: Tensor, rng: Rng) -> Tensor:
+    """The gradient of ⟨a fixed sign pattern, purified image⟩."""
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        out = adjoint(purifier, leaf, rng)
+        if not out.requires_grad:
+            return torch.zeros_like(x)
+        (grad,) = torch.autograd.grad((out * rng.fold("pattern").sign(x)).sum(), leaf, allow_unused=True)
+    return torch.zeros_like(x) if grad is None else grad
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, tuple):
+        return all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+@torch.no_grad()
+def purification_facts(defence: Defence, data: Data, key: Key) -> dict:
+    """What purification does to clean images: how far they move, how often their label changes, how much is clipped."""
+    few = data[:64]
+    out = Checkpointed()(defence.purifier, few.x, key.rng(few.ids).fold("clean").fold("purify"))
+    before, after = defence.classifier(few.x).argmax(dim=1), defence.classifier(out).argmax(dim=1)
+    return {
+        "moved": float((out - few.x).square().mean().sqrt()),
+        "drift": float((before != after).double().mean()),
+        "clipped": float(((out == 0) | (out == 1)).double().mean()),
+        "steps": defence.purifier.n_steps,
+    }

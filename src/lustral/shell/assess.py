@@ -1,0 +1,73 @@
+"""One call for a researcher: a defence of one's own, any data, a suite; results as a dict, and a page if wanted."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..core.noise import Key
+from ..core.threat import Threat
+from ..defence import Defence
+from ..evaluate import suites
+from ..evaluate.protocol import Data, System
+from . import folder, plan, results, runner
+from .ledger import Ledger
+from .options import Resources
+
+
+def assess(
+    defences: Defence | dict[str, Defence],
+    data: Data,
+    threat: Threat,
+    suite: str = "quick",
+    *,
+    out: Path | str | None = None,
+    seed: int = 0,
+    allow_red: bool = False,
+    resources: Resources | None = None,
+) -> dict:
+    """Evaluates defences by a suite and returns its results (rows, findings, details; see docs/suites.md).
+
+    ``defences`` may be several by name, which are compared by paired tests. ``out`` is the folder of the run, which is
+    resumed where it stopped and gets ledger.sqlite, results.json and report.html; without it nothing is kept.
+    """
+    resources = resources or Resources()
+    named = defences if isinstance(defences, dict) else {"defence": defences}
+    systems = [System(name, defence.eval()) for name, defence in named.items()]
+    systems = [replace(system, random=plan.draws_noise(system, data)) for system in systems]
+    jobs = suites.jobs(suite, systems, threat, len(data.ids), int(resources.budget * 2**30))
+    with tempfile.TemporaryDirectory() as scratch:
+        place, key = Path(out or scratch), Key(seed)
+        with runner.open_ledger(jobs, data, key, place, {"suite": suites.title(suite)}) as ledger:
+            thorough = suite in ("standard", "gold")
+            runner.certify_all(systems, data, threat, key, ledger, resources, thorough)
+            runner.execute(jobs, data, key, ledger, resources)
+            found, shown = _fold(ledger, jobs, data, key, threat, suites.title(suite))
+    found = folder.hold_back(found, allow_red)
+    if out is not None:
+        folder.publish(Path(out), found, shown)
+    return found
+
+
+def _fold(
+    ledger: Ledger, jobs: Sequence, data: Data, key: Key, threat: Threat, suite: str
+) -> tuple[dict, dict[str, np.ndarray]]:
+    found = results.results(
+        ledger,
+        jobs,
+        title=", ".join(dict.fromkeys(job.system.name for job in jobs)),
+        command="lustral.assess",
+        suite=suite,
+        seed=key.seed,
+        data={
+            "name": "given",
+            "split": "given",
+            "images": len(data.ids),
+            "sha256": ledger.spec()["data"]["x"]["sha256"],
+        },
+        threat={"norm": type(threat).__name__.lower(), "eps": threat.eps, "why": ""},
+    )
+    found["seconds"] = round(sum(row["seconds"] for row in found["rows"]), 1)
+    return found, results.pictures(ledger, jobs, data, key)

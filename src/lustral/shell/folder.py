@@ -1,0 +1,59 @@
+"""The folder of a run: results.json, pictures.npz and report.html beside the ledger; and numbers that are withheld."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import UserError
+from .data import read_arrays
+from .files import replacing, write_text
+from .report import render
+
+SHOWN = ("clean", "null", "blind", "bpda", "unbounded", "black-box", "fixed")  # what shows why a number is withheld
+
+
+def hold_back(found: dict, allow_red: bool) -> dict:
+    """Leaves out the robust accuracy of systems with a red finding, or marks it where ``allow_red``."""
+    for row in found["rows"]:
+        row["held"] = row["system"] in found["withheld"] and (row["stage"] not in SHOWN or row["group"] == "attack")
+    if allow_red:
+        return found
+    kept = [row for row in found["rows"] if not row["held"]]
+    names = set(found["withheld"])
+    return found | {
+        "rows": kept,
+        "ordering": [claim for claim in found["ordering"] if claim["system"] not in names],
+        "details": {name: value for name, value in found["details"].items() if name not in names},
+        "paired": [test for test in found["paired"] if not names & {test["a"], test["b"]}],
+    }
+
+
+def publish(folder: Path, found: dict, images: dict[str, np.ndarray]) -> None:
+    """Writes results.json, pictures.npz and report.html."""
+    write_text(folder / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    with replacing(folder / "pictures.npz") as scratch:
+        np.savez_compressed(scratch, **images)
+    write_text(folder / "report.html", render(found, images))
+
+
+def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """What ``publish`` wrote, without the page."""
+    found = read_json(folder / "results.json", "results")
+    if not isinstance(found, dict) or not {"title", "seed", "data", "threat", "rows", "ordering"} <= found.keys():
+        raise UserError(
+            f"{folder / 'results.json'} holds no results of Lustral; run the evaluation again, which reuses its ledger."
+        )
+    return found, read_arrays(folder / "pictures.npz")
+
+
+def read_json(place: Path, what: str) -> dict:
+    """A JSON file of a run folder."""
+    if not place.exists():
+        raise UserError(
+            f"There are no {what} in {place.parent}; a finished `lustral evaluate` or `lustral demo` leaves them there."
+        )
+    try:
+        return json.loads(place.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{place} is damaged ({e}); run the evaluation again, which reuses its ledger.") from e

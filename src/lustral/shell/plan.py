@@ -1,0 +1,161 @@
+"""A planned evaluation: options that say all of it, the jobs they mean, and how it is run, kept and checked again."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..core.errors import UserError
+from ..core.noise import Key
+from ..core.threat import Threat
+from ..evaluate import metrics, suites
+from ..evaluate.protocol import Data, Job, System
+from . import build, folder, results, runner, weights
+from . import data as datasets
+from .files import write_text
+from .ledger import Ledger
+from .options import Classification, Entry, Evaluation, Purification, Resources, Search, ThreatModel
+
+
+class Plan(NamedTuple):
+    """What an evaluation's options mean."""
+
+    options: Evaluation
+    jobs: list[Job]
+    systems: list[System]
+    data: Data
+    threat: Threat
+    key: Key
+
+
+def make(options: Evaluation, resources: Resources) -> Plan:
+    """The objects that the options describe, checked against the data."""
+    if options.images < 1:
+        raise UserError(f"images must be at least 1, not {options.images}.")
+    data = datasets.load(options.data, "test")[: options.images]
+    systems = []
+    for name, entry in (options.systems or {_name(options.purification): _entry(options)}).items():
+        check(data, entry, system := build.system(name, entry.purification, entry.classification, options.micro_batch))
+        systems.append(replace(system, random=draws_noise(system, data)))
+    threat = build.threat(options.threat)
+    return Plan(
+        options, _jobs(options, systems, threat, len(data.ids), resources), systems, data, threat, Key(options.seed)
+    )
+
+
+def _name(purification: Purification) -> str:
+    return purification.method if purification.method != "none" else "undefended"
+
+
+def _entry(options: Evaluation) -> Entry:
+    return Entry(options.purification, options.classification)
+
+
+def _jobs(options: Evaluation, systems: list[System], threat: Threat, images: int, resources: Resources) -> list[Job]:
+    if options.suite is not None:
+        return suites.jobs(options.suite, systems, threat, images, int(resources.budget * 2**30))
+    stages = [stage or "null" for stage in options.stages]  # YAML reads null as nothing where it is not quoted
+    return [
+        Job(system, build.stage(stage, system, threat, options.search, resources, options.draws), images)
+        for system in systems
+        for stage in stages
+    ]
+
+
+def check(data: Data, entry: Entry, system: System) -> None:
+    """Refuses data that the classifier does not know."""
+    about = weights.card(weights.find(entry.classification.classifier))
+    if list(data.x.shape[1:]) != about.image:
+        raise UserError(f"{about.name} takes images of shape {about.image}, but the data has {list(data.x.shape[1:])}.")
+    with torch.no_grad():
+        classes = system.defence.classifier(data.x[:1]).shape[1]
+    if int(data.y.max()) >= classes:
+        raise UserError(f"{about.name} knows labels 0 to {classes - 1}, but the data has {int(data.y.max())}.")
+
+
+@torch.no_grad()
+def draws_noise(system: System, data: Data) -> bool:
+    """Whether two looks at an image differ."""
+    first, second = (system.defence.logits(data.x[:1], Key(k).rng(data.ids[:1])) for k in (0, 1))
+    return not torch.equal(first, second)
+
+
+def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None, width: float | None = None) -> None:
+    """Runs what is missing of a plan, one ``part`` of its images or until the interval is narrower than ``width``."""
+    mine = runner.shard(plan.data, part)
+    if width is not None and (part is not None or plan.options.suite is None or not 0 < width < 1):
+        raise UserError("Stopping early needs a suite, a width between 0 and 1, and no shards.")
+    facts = {"micro_batch": plan.options.micro_batch, "suite": plan.options.suite and suites.title(plan.options.suite)}
+    with runner.open_ledger(plan.jobs, plan.data, plan.key, out, facts) as ledger:
+        write_text(out / "run.json", json.dumps(asdict(plan.options), indent=1) + "\n")
+        if plan.options.suite is not None:
+            thorough = plan.options.suite in ("standard", "gold")
+            runner.certify_all(plan.systems, plan.data, plan.threat, plan.key, ledger, resources, thorough)
+        if width is None:
+            runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, mine)
+            return
+        ids = plan.data.ids.tolist()
+        for end in range(WAVE, len(ids) + WAVE, WAVE):
+            runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, set(ids[:end]))
+            if all(narrow(ledger, system.name, width) for system in plan.systems):
+                return
+
+
+WAVE = 16
+
+
+def narrow(ledger: Ledger, system: str, width: float) -> bool:
+    """Whether the anytime-valid interval of the worst case is narrower than ``width``."""
+    found = metrics.sequence([right for right, _ in ledger.standing(system, "worst").values()])
+    return found.high - found.low < width
+
+
+def finish(plan: Plan, out: Path, command: str, allow_red: bool) -> dict:
+    """Folds the ledger of a run into its results, pictures and page."""
+    options = plan.options
+    with Ledger(out / "ledger.sqlite") as ledger:
+        found = results.results(
+            ledger,
+            plan.jobs,
+            title=f"{', '.join(system.name for system in plan.systems)} on {options.data}",
+            command=command,
+            suite=options.suite and suites.title(options.suite),
+            seed=options.seed,
+            data={
+                "name": options.data,
+                "split": "test",
+                "images": len(plan.data.ids),
+                "sha256": ledger.spec()["data"]["x"]["sha256"],
+            },
+            threat={"norm": options.threat.norm, "eps": options.threat.eps, "why": ""},
+        )
+        found["seconds"] = round(sum(row["seconds"] for row in found["rows"]), 1)
+        shown = results.pictures(ledger, plan.jobs, plan.data, plan.key)
+    found = folder.hold_back(found, allow_red)
+    folder.publish(out, found, shown)
+    return found
+
+
+def load(out: Path, resources: Resources) -> Plan:
+    """The plan of an earlier run, checked to be the one that its ledger belongs to."""
+    stored = folder.read_json(out / "run.json", "options")
+    try:
+        options = Evaluation(
+            **stored
+            | {
+                "purification": Purification(**stored["purification"]),
+                "classification": Classification(**stored["classification"]),
+                "threat": ThreatModel(**stored["threat"]),
+                "search": Search(**stored["search"]),
+                "systems": stored["systems"]
+                and {
+                    name: Entry(Purification(**entry["purification"]), Classification(**entry["classification"]))
+                    for name, entry in stored["systems"].items()
+                },
+            }
+        )
+    except (TypeError, KeyError) as e:
+        raise UserError(f"{out / 'run.json'} is of another version of Lustral or damaged ({e}).") from e
+    return make(options, resources)

@@ -1,0 +1,330 @@
+"""Folds a run's ledger into results: rows, risks, published metrics, findings, and what they withhold."""
+
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+
+import numpy as np
+import torch
+
+import lustral
+
+from ..attacks.anatomy import summary
+from ..core.kernel import trace
+from ..core.noise import Key
+from ..core.spec import digest
+from ..core.vote import Single
+from ..evaluate import metrics
+from ..evaluate.findings import Evidence, findings, withheld
+from ..evaluate.findings.base import Seen
+from ..evaluate.protocol import Data, Job
+from ..evaluate.published import published
+from .ledger import Ledger, Outcomes
+from .terminal import versions
+
+FOLDS = (5, 10)
+NOTES = [
+    "Accuracy is that of the deployed rule (the vote) on noise that the attack never saw, except in the fixed-noise "
+    "stage, where attacker and defence share one noise.",
+    "Intervals are Wilson's 95 % with n = images, the independent trials; they are conservative because every image's "
+    "own estimate is an average over its draws.",
+    "The null control looks at the defence as often as the attack does, with random-sign perturbations of full size "
+    "instead of gradients; the best of its looks is judged like any other candidate.",
+    "In a suite an image that an earlier attack decided (no draw of the judge was right) leaves; it counts as wrong in "
+    "the rows of the attacks after it. The worst case is every image's worst candidate, judged anew.",
+    "Forward and backward count the rows through the purifier's network (the classifier where there is none), "
+    "recomputation included.",
+]
+
+
+class Run:
+    """The jobs of a run and what the ledger holds of them, read once."""
+
+    def __init__(self, ledger: Ledger, jobs: Sequence[Job]):
+        self.ledger = ledger
+        self.jobs = [job for job in jobs if ledger.done(job.system.name, job.stage.name)]
+        self._found: dict[tuple[str, str], Outcomes] = {}
+
+    def outcomes(self, job: Job) -> Outcomes:
+        name = job.system.name, job.stage.name
+        if name not in self._found:
+            self._found[name] = self.ledger.outcomes(*name)
+        return self._found[name]
+
+    def of(self, system: str) -> dict[str, Job]:
+        return {job.stage.name: job for job in self.jobs if job.system.name == system}
+
+    @property
+    def systems(self) -> list[str]:
+        return list(dict.fromkeys(job.system.name for job in self.jobs))
+
+
+def results(ledger: Ledger, jobs: Sequence[Job], **facts) -> dict:
+    """Everything that the report shows, folded from the ledger."""
+    run = Run(ledger, jobs)
+    rows = [row(run, job) for job in run.jobs]
+    with_null(run, rows)
+    said = {name: findings(evidence(run, name)) for name in run.systems}
+    held = {name: withheld(found) for name, found in said.items()}
+    return {
+        "lustral": lustral.__version__,
+        "run": digest(ledger.spec()),
+        "ledger_digest": ledger.digest(),
+        "versions": versions(),
+        **facts,
+        "rows": rows,
+        "ordering": ordering(rows),
+        "paired": paired(run),
+        "findings": {name: [finding._asdict() for finding in found] for name, found in said.items()},
+        "withheld": {name: found for name, found in held.items() if found},
+        "certificates": {name: ledger.certificate(name) for name in run.systems},
+        "details": {name: details(run, name) for name in run.systems},
+        "notes": NOTES,
+    }
+
+
+def row(run: Run, job: Job) -> dict:
+    """One line of the results: what was done, and what the ledger says of it."""
+    stage, attack, found = job.stage, job.stage.attack, run.outcomes(job)
+    cost = run.ledger.cost(job.system.name, stage.name)
+    right = metrics.right(found.logits, found.y)
+    several = [k for k in FOLDS if k <= right.shape[1]]
+    share, faced = faced_share(run, job)
+    base = stage.name.partition("@")[0]
+
+    def of_all(estimate: metrics.Estimate) -> metrics.Estimate:
+        return metrics.wilson(estimate.value * share, faced)
+
+    deployed = of_all(metrics.average(metrics.voted(found.logits, found.y, job.system.defence.vote)))
+    return {
+        "system": job.system.name,
+        "stage": base,
+        "group": group(run, job),
+        "x": stage.bound.eps if "@eps" in stage.name else None,
+        **(summary(attack) if attack is not None else NO_ATTACK),
+        "norm": type(stage.bound).__name__ if stage.bound else None,
+        "eps": stage.bound.eps if stage.bound else None,
+        "knowledge": stage.knowledge,
+        "images": faced,
+        "attacked": len(found.ids),
+        "draws": right.shape[1],
+        "vote": _vote_name(job),
+        "accuracy": deployed.value,
+        "low": deployed.low,
+        "high": deployed.high,
+        "single_draw": list(of_all(metrics.average(right))),
+        "worst_of": {str(k): of_all(metrics.worst_of(right, k)).value for k in several},
+        "majority_of": {str(k): of_all(metrics.majority_of(found.logits, found.y, k)).value for k in several},
+        "mean_logit_of": {str(k): of_all(metrics.mean_logit_of(found.logits, found.y, k)).value for k in several},
+        "null": None,
+        "seconds": round(cost.seconds, 2),
+        "forward": cost.forward,
+        "backward": cost.backward,
+        "repaired": int(found.repaired.sum()),
+        "max_distance": float(found.distance.max()),
+    }
+
+
+NO_ATTACK = {"search": None, "gradient": "none", "loss": None, "steps": None, "eot": None, "looks": 0, "restarts": None}
+
+
+def faced_share(run: Run, job: Job) -> tuple[float, int]:
+    """The share of a stage's images that were still there when it began, and the number of all of them."""
+    first = [run.of(job.system.name)[name] for name in job.stage.after[:1] if name in run.of(job.system.name)]
+    attacked = len(run.outcomes(job).ids)
+    faced = len(run.outcomes(first[0]).ids) if first else attacked
+    return attacked / faced, faced
+
+
+def group(run: Run, job: Job) -> str:
+    """Where a row belongs: ``main``, a point of the curve over ``eps``, or an ``attack`` of a suite's cascade."""
+    if "@eps" in job.stage.name:
+        return "eps"
+    worst = run.of(job.system.name).get("worst")
+    cascade = worst is not None and job.stage.name in cascade_of(worst)
+    return "attack" if cascade else "main"
+
+
+def cascade_of(worst: Job) -> tuple[str, ...]:
+    """The attacks of a suite in their order: the stages to choose from that are no controls."""
+    return tuple(name for name in worst.stage.choose if name not in ("blind", "bpda", "exact", "black-box"))
+
+
+def _vote_name(job: Job) -> str:
+    vote = job.system.defence.vote
+    return "single" if isinstance(vote, Single) else f"{type(vote).__name__} of {vote.draws}"
+
+
+def with_null(run: Run, rows: list[dict]) -> None:
+    """Puts the null control beside every row: its accuracy, and what is left of it after as many looks as the row's."""
+    for line in rows:
+        null = run.of(line["system"]).get("null")
+        if null is None:
+            continue
+        wrongs = run.outcomes(null).wrongs
+        line["null"] = next(r["accuracy"] for r in rows if (r["system"], r["stage"]) == (line["system"], "null"))
+        looks = min(line["looks"], max(map(len, wrongs), default=0))
+        if looks:
+            line["null_looked"] = {"looks": looks, "accuracy": metrics.looked(wrongs, looks).value}
+
+
+def details(run: Run, name: str) -> dict:
+    """Of a system's worst case (or exact attack): every threat statement, others' metrics, classes, cost, histogram."""
+    stages = run.of(name)
+    last = stages.get("worst") or stages.get("exact") or next(iter(stages.values()))
+    looked = stages.get("apgd-margin") or last
+    found = run.outcomes(last)
+    right = metrics.right(found.logits, found.y)
+    clean = run.outcomes(stages["clean"]) if "clean" in stages else None
+    risks = [risk._replace(accuracy=list(risk.accuracy))._asdict() for risk in metrics.risks(found.logits, found.y)]
+    wrongs = dict(zip(run.outcomes(looked).ids.tolist(), run.outcomes(looked).wrongs, strict=True))
+    lost = np.ones(1)  # an image that an attack before had decided
+    others = published(found.logits, found.y, [wrongs.get(image, lost) for image in found.ids.tolist()])
+    return {
+        "stage": last.stage.name,
+        "risks": risks,
+        "clean_risks": [
+            risk._replace(accuracy=list(risk.accuracy))._asdict()
+            for risk in (metrics.risks(clean.logits, clean.y) if clean else [])
+        ],
+        "published": [item._replace(value=item.value and list(item.value))._asdict() for item in others],
+        "bootstrap": list(metrics.bootstrap(right.double().mean(dim=1))),
+        "sequence": list(metrics.sequence(right.double().mean(dim=1).tolist())),
+        "per_class": {label: list(value) for label, value in metrics.per_class(right, found.y).items()},
+        "draws_right": right.sum(dim=1).tolist(),
+        "cost_curve": cost_curve(run, name),
+    }
+
+
+def cost_curve(run: Run, name: str) -> list[dict]:
+    """Robust accuracy after each attack of the cascade, against the network rows that an image has cost so far."""
+    worst = run.of(name).get("worst")
+    if worst is None:
+        return []
+    share: dict[int, float] = {}
+    forward = backward = 0
+    curve = []
+    for stage in cascade_of(worst):
+        job = run.of(name).get(stage)
+        if job is None:
+            continue
+        found, cost = run.outcomes(job), run.ledger.cost(name, stage)
+        for image, right in zip(found.ids.tolist(), metrics.right(found.logits, found.y).double().mean(1), strict=True):
+            share[image] = min(share.get(image, 1.0), float(right))
+        forward, backward = forward + cost.forward, backward + cost.backward
+        n = len(share)
+        point = {"stage": stage, "forward": forward / n, "backward": backward / n}
+        curve.append(point | {"accuracy": sum(share.values()) / n})
+    return curve
+
+
+def evidence(run: Run, name: str) -> Evidence:
+    """What the findings look at."""
+    stages = run.of(name)
+    system = next(iter(stages.values())).system
+    bounds = [job.stage.bound.eps for job in stages.values() if job.stage.bound and job.stage.name in MAIN]
+    main = stages.get("apgd-margin") or stages.get("exact")
+    worst = stages.get("worst")
+    classes = next(iter(run.outcomes(job).logits.shape[-1] for job in stages.values()))
+    return Evidence(
+        eps=bounds[0] if bounds else 0.0,
+        classes=classes,
+        random=system.random,
+        bare=system.defence.purifier is None,
+        eot=(summary(main.stage.attack)["eot"] or 1) if main else 1,
+        certificate=run.ledger.certificate(name) or {},
+        stages={stage: seen(run.outcomes(job), job) for stage, job in stages.items()},
+        cascade=cascade_of(worst) if worst else (),
+    )
+
+
+MAIN = ("worst", "exact", "bpda", "blind", "null", "fixed")
+
+
+def seen(found: Outcomes, job: Job) -> Seen:
+    """A stage as findings see it: decisions, as the attack does."""
+    decisions = metrics.voted(found.logits, found.y, job.system.defence.vote)
+    return Seen(
+        found.ids,
+        decisions.double().mean(dim=1),
+        found.repaired,
+        found.distance_8bit,
+        found.wrong,
+        found.losses,
+        found.wrongs,
+        found.logits.shape[1],
+    )
+
+
+def ordering(rows: Sequence[dict]) -> list[dict]:
+    """The claims that a sound evaluation must show: a stronger gradient leaves less accuracy (evaluation alarm 22)."""
+    claims = []
+    for system in dict.fromkeys(r["system"] for r in rows):
+        value = {r["stage"]: r["accuracy"] for r in rows if r["system"] == system and r["group"] == "main"}
+        for names in (("blind", "bpda", "exact"), ("exact", "fixed"), ("null", "exact")):
+            if all(name in value for name in names):
+                values = [value[name] for name in names]
+                holds = all(a >= b for a, b in pairwise(values))
+                claims.append({"system": system, "claim": " ≥ ".join(names), "values": values, "holds": holds})
+    return claims
+
+
+def paired(run: Run) -> list[dict]:
+    """Every two systems on the same images under their last stage: McNemar's test, and the difference."""
+    right = {}
+    for name in run.systems:
+        job = run.of(name).get("worst") or run.of(name).get("exact")
+        if job is not None:
+            found = run.outcomes(job)
+            right[name] = job, found.ids, metrics.voted(found.logits, found.y, job.system.defence.vote)
+    lines = []
+    for (a, (job, ids, x)), (b, (_, others, y)) in combinations(right.items(), 2):
+        if torch.equal(ids, others):
+            test = metrics.mcnemar(metrics.mostly_right(x), metrics.mostly_right(y))
+            gap = metrics.bootstrap(x.double().mean(dim=1) - y.double().mean(dim=1))
+            lines.append({"a": a, "b": b, "stage": job.stage.name, **test._asdict(), "difference": list(gap)})
+    return lines
+
+
+def pictures(ledger: Ledger, jobs: Sequence[Job], data: Data, key: Key, count: int = 8) -> dict[str, np.ndarray]:
+    """Images for people: clean, attacked and purified, what the classifier said of each, one purification as a film.
+
+    Where there are more images than are shown, those come first that the attack broke.
+    """
+    run = Run(ledger, jobs)
+    out: dict[str, np.ndarray] = {}
+    last = {name: run.of(name).get("worst") or run.of(name).get("exact") for name in run.systems}
+    shown = data[: min([count, *(job.images for job in last.values() if job)])]
+    for name, job in last.items():
+        if job is None:
+            continue
+        found, defence = run.outcomes(job), job.system.defence
+        broken = metrics.right(found.logits, found.y).double().mean(dim=1).argsort(stable=True)[: len(shown.y)]
+        if len(run.systems) == 1:
+            shown = data[broken]
+        rows = [found.ids.tolist().index(image) for image in shown.ids.tolist() if image in found.ids.tolist()]
+        if len(rows) != len(shown.ids):
+            continue
+        out |= {
+            f"{name}/{what}": images for what, images in _views(defence, shown, found.x[rows], key.fold(name)).items()
+        }
+    return {"y": shown.y.numpy()} | out
+
+
+def _views(defence, shown: Data, x: torch.Tensor, key: Key) -> dict[str, np.ndarray]:
+    frames = [x, x]
+    if defence.purifier is not None:
+        with torch.no_grad():
+            frames = list(trace(defence.purifier, x, key.fold("pictures").rng(shown.ids)))
+    with torch.no_grad():
+        said = [defence.classifier(images).argmax(dim=1) for images in (shown.x, x, frames[-1])]
+    out = {
+        "clean": shown.x.numpy(),
+        "attacked": x.numpy(),
+        "purified": frames[-1].numpy(),
+        "said": torch.stack(said, dim=1).numpy(),
+    }
+    if defence.purifier is not None:
+        film = torch.stack([x, *frames])
+        distance = (film - shown.x).square().flatten(2).mean(dim=2).sqrt()
+        out |= {"trajectory": film[:, 0].numpy(), "trajectory_norm": distance.mean(dim=1).numpy()}
+    return out

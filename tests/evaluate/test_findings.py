@@ -1,0 +1,229 @@
+"""Every alarm goes off exactly when it should, on evidence made for it; and is silent where nothing was measured."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lustral.evaluate.findings import CHECKS, Evidence, Finding, findings, withheld
+from lustral.evaluate.findings.base import Seen
+
+N = 40
+
+
+def seen(
+    share: float, n: int = N, *, draws: int = 20, wrong: float | None = None, wrongs=None, losses=None, **rest
+) -> Seen:
+    """A stage that leaves ``share`` of the images right in every draw, the first ones."""
+    right = (torch.arange(n) < round(share * n)).double()
+    history = [np.array([0.0, 0.5, 1.0])] * n
+    return Seen(
+        rest.get("ids", torch.arange(n)),
+        right,
+        torch.arange(n) < rest.get("repaired", 0),
+        torch.full((n,), rest.get("distance", 0.1)),
+        1 - right if wrong is None else torch.full((n,), wrong),
+        losses or history,
+        wrongs or history,
+        draws,
+    )
+
+
+BASE = Evidence(eps=0.1, classes=10, random=True, bare=False, eot=8)
+
+
+def say(name: str, evidence: Evidence) -> Finding | None:
+    return CHECKS[name](evidence)
+
+
+def level(name: str, certificate: dict | None = None, stages: dict[str, Seen] | None = None, **changes) -> str | None:
+    evidence = replace(BASE, certificate=certificate or {}, stages=stages or {}, **changes)
+    found = say(name, evidence)
+    return found and found.level
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_what_was_not_measured_is_not_judged(name):
+    assert say(name, BASE) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "certificate", "expected"),
+    [
+        ("gradient-exists", {"gradient_zero": 0.0}, "green"),
+        ("gradient-exists", {"gradient_zero": 0.05}, "amber"),
+        ("gradient-exists", {"gradient_zero": 0.25}, "red"),
+        ("gradient-finite", {"gradient_finite": True}, "green"),
+        ("gradient-finite", {"gradient_finite": False}, "red"),
+        ("replayed-states", {"replays_states": True}, "green"),
+        ("replayed-states", {"replays_states": False}, "red"),
+        ("autograd-match", {"autograd": 0.0}, "green"),
+        ("autograd-match", {"autograd": 1e-4}, "amber"),
+        ("autograd-match", {"autograd": 0.5}, "red"),
+        ("finite-difference", {"finite_difference": 1e-9}, "green"),
+        ("finite-difference", {"finite_difference": 5e-3}, "amber"),
+        ("finite-difference", {"finite_difference": float("inf")}, "red"),
+        ("noise-addresses", {"replays_addresses": True}, "green"),
+        ("noise-addresses", {"replays_addresses": False}, "red"),
+        ("gradient-profile", {"norms": [(1, 1.0), (9, 0.1)]}, "green"),
+        ("gradient-profile", {"norms": [(1, 1.0), (9, 1e-5)]}, "amber"),
+        ("bpda-cosine", {"cosine_bpda": 0.4}, "green"),
+        ("bpda-cosine", {"cosine_bpda": -0.1}, "amber"),
+        ("clipping", {"clipped": 0.1}, "green"),
+        ("clipping", {"clipped": 0.7}, "amber"),
+        ("replayable", {"replays": True}, "green"),
+        ("replayable", {"replays": False}, "red"),
+        ("declared-random", {"random": True}, "green"),
+        ("eot-agreement", {"agreement": [(2, 0.1), (8, 0.9), (32, 0.2)]}, "green"),
+        ("eot-agreement", {"agreement": [(2, 0.9), (8, 0.2), (32, 0.9)]}, "amber"),
+        ("roughness", {"roughness": 0.2}, "green"),
+        ("roughness", {"roughness": 3.0}, "amber"),
+        ("binarisation", {"binarisation": {"images": 16, "attack": 1.0, "chance": 0.1}}, "green"),
+        ("binarisation", {"binarisation": {"images": 16, "attack": 0.8, "chance": 0.1}}, "amber"),
+        ("binarisation", {"binarisation": {"images": 16, "attack": 0.25, "chance": 0.1}}, "red"),
+        ("binarisation", {"binarisation": {"images": 0, "attack": 0.0, "chance": 0.0}}, None),
+        ("undefended-twin", {"undefended": 0.0, "undefended_unbounded": 0.0}, "green"),
+        ("undefended-twin", {"undefended": 0.7, "undefended_unbounded": 0.0}, "amber"),
+        ("undefended-twin", {"undefended": 0.7, "undefended_unbounded": 0.6}, "red"),
+        ("logits", {"probabilities": False}, "green"),
+        ("logits", {"probabilities": True}, "amber"),
+        ("logits", {"probabilities": False, "finite": False}, "red"),
+        ("neighbours", {"neighbours": float("nan")}, "red"),
+        ("roughness", {"roughness": float("inf")}, "amber"),
+        ("neighbours", {"neighbours": 1e-7}, "green"),
+        ("neighbours", {"neighbours": 1e-3}, "amber"),
+        ("neighbours", {"neighbours": 0.3}, "red"),
+        ("purification-drift", {"drift": 0.02, "moved": 0.1, "steps": 10}, "green"),
+        ("purification-drift", {"drift": 0.3, "moved": 0.1, "steps": 10}, "amber"),
+    ],
+)
+def test_certificates_are_judged_by_their_bars(name, certificate, expected):
+    assert level(name, certificate) == expected
+
+
+def test_noise_that_was_declared_absent_is_an_alarm():
+    assert level("declared-random", {"random": True}, random=False) == "red"
+    assert level("declared-random", {"random": False}, random=False) == "green"
+
+
+@pytest.mark.parametrize(
+    ("name", "weak", "strong"),
+    [
+        ("blind-over-bpda", "blind", "bpda"),
+        ("bpda-over-exact", "bpda", "exact"),
+        ("black-box", "black-box", "exact"),
+        ("transfer", "transfer", "exact"),
+        ("random-noise", "null", "exact"),
+        ("null-control", "null", "worst"),
+    ],
+)
+def test_an_attack_that_should_be_weaker_and_does_more_harm_is_an_alarm(name, weak, strong):
+    better, reversed_, chance = ({weak: seen(a), strong: seen(b)} for a, b in ((0.9, 0.4), (0.4, 0.9), (0.475, 0.5)))
+    assert level(name, stages=better) == "green"
+    assert level(name, stages=reversed_) == "red"
+    assert level(name, stages=chance) == "amber"
+
+
+def test_a_reversal_on_a_handful_of_images_is_no_proof():
+    assert level("bpda-over-exact", stages={"bpda": seen(0.0, 4), "exact": seen(1.0, 4)}) == "amber"
+
+
+def test_only_images_that_faced_both_are_compared():
+    few = seen(0.0, 10, ids=torch.arange(30, 40))
+    assert level("bpda-over-exact", stages={"bpda": few, "exact": seen(0.75)}) == "green"
+    assert level("bpda-over-exact", stages={"bpda": seen(0.0, 5, ids=torch.arange(90, 95)), "exact": seen(0.7)}) is None
+
+
+def test_known_noise_must_help_the_attacker():
+    assert level("fixed-noise", stages={"fixed": seen(0.1), "exact": seen(0.5)}) == "green"
+    assert level("fixed-noise", stages={"fixed": seen(0.5), "exact": seen(0.5)}) == "amber"
+    assert level("fixed-noise", stages={"fixed": seen(0.9), "exact": seen(0.5)}) == "red"
+    assert level("fixed-noise", stages={"fixed": seen(0.0), "exact": seen(0.0)}) == "green"
+
+
+def test_an_attack_without_bounds_must_leave_no_more_than_chance():
+    shares = {0.0: "green", 0.1: "green", 0.15: "amber", 0.6: "red"}
+    assert {share: level("unbounded", stages={"unbounded": seen(share)}) for share in shares} == shares
+
+
+def test_accuracy_may_not_rise_with_eps():
+    def curve(*shares: float) -> dict[str, Seen]:
+        names = ("exact@eps=0.05", "exact", "exact@eps=0.2")
+        return dict(zip(names, map(seen, shares), strict=True))
+
+    assert level("monotone-curve", stages=curve(0.9, 0.5, 0.1)) == "green"
+    assert level("monotone-curve", stages=curve(0.5, 0.6, 0.1)) == "amber"
+    assert level("monotone-curve", stages=curve(0.2, 0.9, 0.1)) == "red"
+
+
+def test_looks_alone_must_not_be_mistaken_for_an_attack():
+    often = [np.array([0.0, 0.0, 0.1])] * N
+    never = [np.zeros(3)] * N
+    assert level("looks-inflation", stages={"null": seen(1.0, wrongs=often)}) == "amber"
+    assert level("looks-inflation", stages={"null": seen(1.0, wrongs=never)}) == "green"
+
+
+def test_what_the_attack_saw_must_be_what_the_judge_sees():
+    assert level("selection-bias", stages={"exact": seen(0.5)}) == "green"
+    assert level("selection-bias", stages={"exact": seen(0.5, wrong=0.9)}) == "amber"
+    assert level("selection-bias", stages={"exact": seen(0.5, wrong=0.9)}, random=False) is None
+
+
+def test_a_search_that_still_climbs_has_not_converged():
+    climbing, done = [np.linspace(0, 1, 40)] * N, [np.minimum(np.linspace(0, 2, 40), 1)] * N
+    assert level("converged", stages={"exact": seen(0.5, losses=climbing)}) == "amber"
+    assert level("converged", stages={"exact": seen(0.5, losses=done)}) == "green"
+
+
+def test_one_attack_should_nearly_reach_the_worst_case_of_all():
+    def stages(other: float) -> dict[str, Seen]:
+        return {"apgd-margin": seen(0.8), "square": seen(other)}
+
+    cascade = ("apgd-margin", "square")
+    assert level("attacks-agree", stages=stages(0.75), cascade=cascade) == "green"
+    assert level("attacks-agree", stages=stages(0.2), cascade=cascade) == "amber"
+
+
+def test_successes_must_be_handed_in():
+    fooled, not_fooled = [np.array([0.5, 1.0, 0.0])] * N, [np.array([0.5, 0.4])] * N
+    assert level("silent-success", stages={"exact": seen(0.9, wrongs=fooled)}) == "amber"
+    assert level("silent-success", stages={"exact": seen(0.9, wrongs=not_fooled)}) == "green"
+
+
+def test_the_worst_case_lies_below_every_attack():
+    stages = {"apgd-margin": seen(0.5), "square": seen(0.2), "worst": seen(0.5)}
+    assert level("worst-case", stages=stages, cascade=("apgd-margin", "square")) == "amber"
+    assert level("worst-case", stages=stages | {"worst": seen(0.2)}, cascade=("apgd-margin", "square")) == "green"
+
+
+def test_candidates_outside_the_threat_are_counted():
+    found = {n: level("threat-kept", stages={"exact": seen(0.5, 200, repaired=n)}) for n in (0, 1, 10)}
+    assert found == {0: "green", 1: "amber", 10: "red"}
+
+
+def test_eight_bits_may_take_candidates_out_of_the_threat():
+    assert level("eight-bit", stages={"worst": seen(0.5, distance=0.1)}) == "green"
+    assert level("eight-bit", stages={"worst": seen(0.5, distance=0.1 + 0.5 / 255)}) == "amber"
+
+
+def test_clean_and_robust_accuracy_need_the_same_rule():
+    assert level("same-rule", stages={"clean": seen(1.0), "worst": seen(0.5)}) == "green"
+    assert level("same-rule", stages={"clean": seen(1.0, draws=1), "worst": seen(0.5)}) == "amber"
+
+
+def test_few_images_have_wide_intervals():
+    assert level("enough-images", stages={"worst": seen(0.5, 16)}) == "amber"
+    assert level("enough-images", stages={"worst": seen(0.5, 400)}) == "green"
+
+
+def test_a_red_finding_withholds_the_number_and_others_do_not():
+    stages = {"bpda": seen(0.4), "exact": seen(0.9), "clean": seen(1.0, draws=1)}
+    found = findings(replace(BASE, stages=stages))
+    assert withheld(found) == ["bpda-over-exact"]
+    assert {f.name: f.level for f in found}["same-rule"] == "amber"
+    assert [f.name for f in found] == [name for name in CHECKS if name in {f.name for f in found}]
+
+
+def test_there_are_at_least_25_checks():
+    assert len(CHECKS) >= 25

@@ -1,0 +1,201 @@
+"""Whole evaluations by suites: shards, early stops, reviews, exports, and numbers that are withheld."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lustral.evaluate import certificate
+from lustral.evaluate.findings import Finding
+from lustral.shell import plan, results
+from lustral.shell.ledger import Ledger
+
+SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--resources.threads=1"]
+NUMBERS = ("system", "stage", "accuracy", "low", "high", "single_draw", "worst_of", "attacked", "images", "draws")
+
+
+def read(folder: str) -> dict:
+    return json.loads(Path(folder, "results.json").read_text())
+
+
+def rows(found: dict) -> list[dict]:
+    return [{name: row[name] for name in NUMBERS} for row in found["rows"]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_certificates():
+    """Certificates have tests of their own, and are no part of a run's identity."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificate, "DRAWS", (2,))
+        patch.setattr(certificate, "TWINS", 2)
+        patch.setattr(certificate, "DIRECTIONS", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A finished run of the smoke suite."""
+    from lustral.shell.cli import main
+
+    folder = tmp_path_factory.mktemp("suite") / "whole"
+    assert main(["evaluate", str(folder), *SUITE]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path) -> Path:
+    """A copy of it to spoil."""
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def test_a_suite_leaves_its_name_findings_and_every_metric(whole):
+    found = read(whole)
+    assert found["suite"] == "lustral-smoke-1"
+    stages = [row["stage"] for row in found["rows"]]
+    assert stages[:2] == ["clean", "null"]
+    assert stages[-4:] == ["transfer", "apgd-bpda", "apgd-margin", "worst"]
+    assert len(found["findings"]["diffpure"]) >= 25
+    details = found["details"]["diffpure"]
+    assert details["stage"] == "worst"
+    assert {item["source"] for item in details["published"]} >= {"DiffHammer", "DiffBreak", "Fixed-AutoAttack"}
+    assert {(risk["rule"], risk["k"], risk["m"]) for risk in details["risks"]} >= {
+        ("single", 1, 1),
+        ("single", 1, 10),
+        ("majority", 5, 1),
+        ("mean logits", 10, 1),
+    }
+    assert found["certificates"]["diffpure"]["finite_difference"] < 1e-6
+    assert all(row["null_looked"]["looks"] <= row["looks"] for row in found["rows"] if row.get("null_looked"))
+
+
+def test_two_shards_merged_are_one_process(whole, lustral):
+    for k in (1, 2):
+        assert lustral("evaluate", f"part{k}", *SUITE, f"--shard={k}/2", "--resources.batch=2") == 0
+        assert not Path(f"part{k}", "results.json").exists()
+    assert lustral("merge", "merged", "[part1,part2]") == 0
+    merged, expected = read("merged"), read(whole)
+    assert merged["ledger_digest"] == expected["ledger_digest"]
+    assert rows(merged) == rows(expected)
+
+
+def test_merging_what_does_not_belong_together_is_refused(whole, lustral, capfd):
+    assert lustral("evaluate", "other", *SUITE, "--seed=1", "--shard=1/2") == 0
+    assert lustral("merge", "merged", f"[{whole},other]") == 2
+    assert "another run; it differs in key.seed: 0 → 1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["2", "3/2", "0/2", "a/b", "1/0"])
+def test_a_shard_that_makes_no_sense_is_refused(part, lustral, capfd):
+    assert lustral("evaluate", "run", *SUITE, f"--shard={part}") == 2
+    assert "A shard is named like 1/2" in capfd.readouterr().err
+
+
+def test_verify_runs_images_again_and_finds_the_same(whole, lustral, capsys):
+    assert lustral("verify", str(whole), "--images=2") == 0
+    assert "equal to the bit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("UPDATE draws SET logits = (SELECT logits FROM draws WHERE draw = 3 LIMIT 1)", "The ledger differs at"),
+        ("DELETE FROM candidates WHERE stage = 'null' AND image % 2 = 0", "it holds other images than the run gives"),
+    ],
+)
+def test_verify_notices_a_ledger_that_was_changed(run, lustral, capfd, change, words):
+    with Ledger(run / "ledger.sqlite") as ledger:
+        ledger._db.execute(change)
+    assert lustral("verify", str(run), "--images=4") == 2
+    assert words in capfd.readouterr().err
+
+
+def test_verify_refuses_what_it_cannot_repeat(run, lustral, capfd):
+    stored = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(stored | {"seed": 7}))
+    assert lustral("verify", str(run)) == 2
+    assert "cannot be run again as it was; what differs is key.seed: 0 → 7" in capfd.readouterr().err
+
+
+def test_compare_pairs_systems_on_the_same_images(whole, lustral, capsys):
+    assert lustral("evaluate", "other", *SUITE, "--purification.t_star=0.05") == 0
+    capsys.readouterr()
+    assert lustral("compare", str(whole), "other") == 0
+    shown = capsys.readouterr().out
+    assert "worst" in shown
+    assert "other: diffpure" in shown
+    assert lustral("compare", str(whole), str(whole)) == 0
+    assert "+0.0" in capsys.readouterr().out
+
+
+def test_parquet_holds_every_draw(whole, lustral):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert lustral("export", str(whole), "draws.parquet") == 0
+    table = parquet.read_table("draws.parquet")
+    clean = [row for row in table.to_pylist() if row["stage"] == "clean"]
+    share = sum(row["label"] == row["truth"] for row in clean) / len(clean)
+    assert share == pytest.approx(read(whole)["rows"][0]["single_draw"][0])
+    assert {len(logits) for logits in table["logits"].to_pylist()} == {10}
+
+
+def test_json_extends_robustbenchs_model_info(whole, lustral):
+    assert lustral("export", str(whole), "info.json") == 0
+    (info,) = json.loads(Path("info.json").read_text())
+    theirs = ["link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue"]
+    theirs += ["architecture", "eps", "clean_acc", "reported", "autoattack_acc"]
+    assert list(info)[: len(theirs)] == theirs
+    worst = next(row for row in read(whole)["rows"] if row["stage"] == "worst")
+    assert info["reported"] == f"{100 * worst['accuracy']:.2f}"
+    assert info["stochastic"] is True
+    assert info["autoattack_acc"] is None
+
+
+def test_an_unknown_export_is_refused(whole, lustral, capfd):
+    assert lustral("export", str(whole), "out.csv") == 2
+    assert "exported as .parquet or .json" in capfd.readouterr().err
+
+
+def test_an_early_stop_ends_with_a_narrow_interval_and_fewer_images(lustral, monkeypatch):
+    monkeypatch.setattr(plan, "WAVE", 2)
+    monkeypatch.setattr(plan, "narrow", lambda ledger, system, width: len(ledger.done(system, "worst")) >= 2)
+    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.5") == 0
+    assert next(row for row in read("run")["rows"] if row["stage"] == "worst")["images"] == 2
+
+
+def test_the_anytime_interval_decides_when_to_stop(whole):
+    with Ledger(whole / "ledger.sqlite") as ledger:
+        assert plan.narrow(ledger, "diffpure", 1.01)
+        assert not plan.narrow(ledger, "diffpure", 0.05)
+
+
+@pytest.mark.parametrize("options", [["--stop_width=2"], ["--stop_width=0.1", "--shard=1/2"]])
+def test_an_early_stop_that_makes_no_sense_is_refused(options, lustral, capfd):
+    assert lustral("evaluate", "run", *SUITE, *options) == 2
+    assert "a width between 0 and 1, and no shards" in capfd.readouterr().err
+
+
+def test_a_red_finding_withholds_the_number_until_one_asks_for_it(run, lustral, monkeypatch, capsys):
+    monkeypatch.setattr(results, "findings", lambda evidence: [Finding("red", 0.0, "Something is wrong.", "unbounded")])
+    assert lustral("merge", "held", f"[{run}]") == 0
+    held = read("held")
+    assert not {"worst", "apgd-margin", "exact"} & {row["stage"] for row in held["rows"] if row["group"] != "eps"}
+    assert held["details"] == {}
+    assert "WITHHELD: the robust accuracy of diffpure, because of unbounded." in capsys.readouterr().out
+    assert lustral("merge", "marked", f"[{run}]", "--allow_red=true") == 0
+    shown = capsys.readouterr().out
+    assert "MARKED: the robust accuracy of diffpure" in shown
+    assert all(row["held"] for row in read("marked")["rows"] if row["stage"] == "worst")
+
+
+def test_several_systems_are_evaluated_and_compared_in_one_run(lustral):
+    Path("two.yaml").write_text(
+        "suite: smoke\nimages: 3\nsystems:\n  undefended: {purification: {method: none}}\n"
+        "  twin: {purification: {steps: 2, fixed_noise: true}}\n"
+    )
+    assert lustral("evaluate", "run", "--config=two.yaml") == 0
+    found = read("run")
+    assert {row["system"] for row in found["rows"]} == {"undefended", "twin"}
+    assert {row["draws"] for row in found["rows"]} == {1}
+    assert "fixed" not in {row["stage"] for row in found["rows"]}
+    (test,) = found["paired"]
+    assert {test["a"], test["b"]} == {"undefended", "twin"}
