@@ -14,8 +14,8 @@ PAGES = Path(__file__).parents[2] / "docs" / "findings"
 def can(name: str, level: str) -> bool:
     """Whether the code of a check can give a level, by its source."""
     source = inspect.getsource(CHECKS[name])
-    bars = "bar(" in source and not (level == "red" and re.search(r"\binf,", source))
-    return f'"{level}"' in source or "stronger(" in source or bool(bars)
+    bars = re.search(r"\b(bar|measured)\(", source) and not (level == "red" and re.search(r"\binf,", source))
+    return f'"{level}"' in source or "stronger(" in source or bool(bars) or ("must(" in source and level == "red")
 
 
 def text(name: str) -> str:

@@ -105,6 +105,18 @@ def points(found: Gap) -> str:
     return f"{100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
+def must(e: Evidence, name: str, held: str, broken: str) -> Finding | None:
+    """Green where a fact of the certificate is true, red where it is not."""
+    true = e.certificate.get(name)
+    return None if true is None else Finding("green" if true else "red", float(true), held if true else broken)
+
+
+def measured(e: Evidence, name: str, green: float, red: float, text: str) -> Finding | None:
+    """A number of the certificate against its bars; the text has a place for it."""
+    value = e.certificate.get(name)
+    return None if value is None else bar(value, green, red, text.format(value))
+
+
 def bar(value: float | None, green: float, red: float, text: str) -> Finding | None:
     """Green up to a value, red from another on (never, if that is infinite), amber between; NaN counts as infinite."""
     if value is None:

@@ -3,7 +3,7 @@
 from math import inf
 
 from ..metrics import wilson
-from .base import Evidence, Finding, bar
+from .base import Evidence, Finding, bar, measured
 
 
 def threat_kept(e: Evidence) -> Finding | None:
@@ -40,12 +40,7 @@ def logits(e: Evidence) -> Finding | None:
 
 def neighbours(e: Evidence) -> Finding | None:
     """30: an image's logits must not depend on the other images of its batch or on their order."""
-    change = e.certificate.get("neighbours")
-    return (
-        None
-        if change is None
-        else bar(change, 1e-4, 1e-2, f"Other batches change logits by {change:.1e} of their size.")
-    )
+    return measured(e, "neighbours", 1e-4, 1e-2, "Other batches change logits by {:.1e} of their size.")
 
 
 def same_rule(e: Evidence) -> Finding | None:

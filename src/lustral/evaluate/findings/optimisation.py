@@ -6,7 +6,7 @@ from math import inf
 import numpy as np
 
 from ..metrics import wilson
-from .base import RED, Evidence, Finding, bar, difference, points
+from .base import RED, Evidence, Finding, bar, difference, measured, points
 
 
 def converged(e: Evidence) -> Finding | None:
@@ -57,12 +57,7 @@ def silent_success(e: Evidence) -> Finding | None:
 
 def roughness(e: Evidence) -> Finding | None:
     """18: a loss that changes wildly along random directions hides its gradient."""
-    change = e.certificate.get("roughness")
-    return (
-        None
-        if change is None
-        else bar(change, 1.0, inf, f"Random signs of full size change the margin by {change:.0%}.")
-    )
+    return measured(e, "roughness", 1.0, inf, "Random signs of full size change the margin by {:.0%}.")
 
 
 def unbounded(e: Evidence) -> Finding | None:

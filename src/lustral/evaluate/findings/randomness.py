@@ -3,17 +3,12 @@
 from math import inf
 
 from .. import metrics
-from .base import RED, Evidence, Finding, bar, difference, points
+from .base import RED, Evidence, Finding, bar, difference, must, points
 
 
 def replayable(e: Evidence) -> Finding | None:
     """10: the same seed gives the same logits."""
-    same = e.certificate.get("replays")
-    if same is None:
-        return None
-    return Finding(
-        "green" if same else "red", float(same), f"The same seed gives {'the same' if same else 'other'} logits."
-    )
+    return must(e, "replays", "The same seed gives the same logits.", "The same seed gives other logits.")
 
 
 def declared_random(e: Evidence) -> Finding | None:
