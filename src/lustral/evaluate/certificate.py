@@ -25,11 +25,14 @@ from .protocol import Data, System
 from .suites import widest
 
 TWINS, BINARISED, GRADIENTS = 32, 8, 32
-IMAGES, HORIZON, DRAWS, DIRECTIONS = 4, 8, (2, 4, 8, 16, 32), 100
+IMAGES, HORIZON, DRAWS, DIRECTIONS = 4, 8, (2, 4, 8, 16, 32, 64), 100
 
 
-def certify(system: System, data: Data, threat: Threat, key: Key, *, thorough: bool = True) -> dict:
-    """All measurements of one system on the first images of the data; ``thorough`` adds the binarisation test."""
+def certify(system: System, data: Data, threat: Threat, key: Key, *, eot: int = 16, thorough: bool = True) -> dict:
+    """All measurements of one system on the first images of the data.
+
+    ``eot`` is the number of purifications that the attacks average; ``thorough`` adds the binarisation test.
+    """
     few, defence = data[:IMAGES], system.defence
     key = key.fold(system.name, "certificate")
     found: dict = {"images": len(few.ids)}
@@ -40,7 +43,7 @@ def certify(system: System, data: Data, threat: Threat, key: Key, *, thorough: b
         found |= replay_facts(defence.purifier, few.x, key.rng(few.ids).fold("replay"))
         found |= purification_facts(defence, data, key)
     if system.random:
-        found["agreement"] = agreement(defence, few, key)
+        found["agreement"] = agreement(defence, few, key, 2 * eot)
     found |= undefended_facts(defence, data[:TWINS], threat, key)
     if thorough:
         attack = APGD(threat, exact(), margin, 20, select=Selection() if system.random else None)
@@ -131,10 +134,10 @@ def roughness(defence: Defence, data: Data, threat: Threat, rng: Rng) -> float:
     return float(((after - before).abs() / before.abs().clamp_min(1e-6)).mean())
 
 
-def agreement(defence: Defence, data: Data, key: Key) -> list[tuple[int, float]]:
-    """For each number of draws N, the mean cosine between the gradients of two disjoint sets of N decisions."""
+def agreement(defence: Defence, data: Data, key: Key, most: int) -> list[tuple[int, float]]:
+    """For numbers of draws N up to ``most``, the mean cosine of the gradients of two disjoint sets of N decisions."""
     votes, found = defence.vote.draws, []
-    for draws in sorted({max(1, n // votes) for n in DRAWS}):
+    for draws in sorted({max(1, n // votes) for n in DRAWS if n <= most}):
         halves = [key.rng(data.ids).fold("half", draws, k) for k in (0, 1)]
         a, b = (exact(draws)(defence, data.x, data.y, margin, rng).grad.flatten(1) for rng in halves)
         found.append((draws, float(cosine_similarity(a, b).mean())))

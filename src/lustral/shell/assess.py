@@ -41,8 +41,7 @@ def assess(
     with tempfile.TemporaryDirectory() as scratch:
         place, key = Path(out or scratch), Key(seed)
         with runner.open_ledger(jobs, data, key, place, {"suite": suites.title(suite)}) as ledger:
-            thorough = suite in ("standard", "gold")
-            runner.certify_all(systems, data, threat, key, ledger, resources, thorough)
+            runner.certify_all(systems, data, threat, key, ledger, resources, suite)
             runner.execute(jobs, data, key, ledger, resources)
             found, shown = _fold(ledger, jobs, data, key, threat, suites.title(suite))
     found = folder.hold_back(found, allow_red)

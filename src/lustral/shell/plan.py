@@ -91,8 +91,8 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
     with runner.open_ledger(plan.jobs, plan.data, plan.key, out, facts) as ledger:
         write_text(out / "run.json", json.dumps(asdict(plan.options), indent=1) + "\n")
         if plan.options.suite is not None:
-            thorough = plan.options.suite in ("standard", "gold")
-            runner.certify_all(plan.systems, plan.data, plan.threat, plan.key, ledger, resources, thorough)
+            suite = plan.options.suite
+            runner.certify_all(plan.systems, plan.data, plan.threat, plan.key, ledger, resources, suite)
         if width is None:
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, mine)
             return
