@@ -314,6 +314,26 @@ CASES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         ["parsing config", "line 2"],
     ),
     "attack: another format": (lambda: ["attack", "out.npy", "--images=2"], [".npz", "name the output so", "out.npz"]),
+    "merge: no shards": (lambda: ["merge", "out", "[]"], ["Name the folders of the shards"]),
+    "merge: no such shard": (lambda: ["merge", "out", "[part]"], ["There is no run at part", "Check the path"]),
+    "verify: no run": (lambda: ["verify", "run"], ["no options in run", "lustral evaluate"]),
+    "verify: other options": (
+        lambda: after(["verify", "run"], text("run/run.json", "{}")),
+        ["run.json", "another version of Lustral or damaged"],
+    ),
+    "compare: no run": (lambda: ["compare", "a", "b"], ["no options in a", "lustral evaluate"]),
+    "export: no run": (lambda: ["export", "run", "out.json"], ["no results in run", "lustral evaluate"]),
+    "export: unknown kind": (lambda: ["export", "run", "out.csv"], [".parquet or .json", ".csv"]),
+    "controls: no images": (lambda: ["controls", "--images=0"], ["images must be at least 1, not 0"]),
+    "suite: unknown": (lambda: evaluate("--suite=standart"), ["Unknown suite 'standart'", "Did you mean 'standard'"]),
+    "stage: purifier of another kind": (
+        lambda: ["attack", "a.npz", "--stage=joint score", "--images=1", "--purification.steps=1"],
+        ["score field of ADP", "joint full"],
+    ),
+    "stage: no purifier": (
+        lambda: ["attack", "a.npz", "--stage=surrogate", "--images=1", "--purification.method=none"],
+        ["attacks a purifier, and there is none"],
+    ),
     "report: no run": (lambda: ["report", "run"], ["no results in run", "lustral evaluate"]),
     "report: an unfinished run": (
         lambda: after(["report", "run"], text("run/ledger.sqlite", "")),

@@ -18,7 +18,6 @@ from .options import (
     Resources,
     Search,
     StageName,
-    SuiteName,
     ThreatModel,
 )
 
@@ -122,7 +121,7 @@ def evaluate(
     out: Path,
     data: str = "digits",
     images: int = 64,
-    suite: SuiteName | None = None,
+    suite: str | None = None,
     stages: list[StageName | None] = ["clean", "null", "blind", "bpda", "exact", "fixed"],
     systems: dict[str, Entry] | None = None,
     purification: Purification = Purification(steps=10),
@@ -143,8 +142,8 @@ def evaluate(
         out: Folder of the run. It belongs to one evaluation; another one is refused.
         data: digits (its test images), or an .npz file with arrays x and y.
         images: How many, from the first on.
-        suite: A fixed list of attacks with a version, so that a number says how it was found; replaces stages, search
-            and draws.
+        suite: smoke, quick, standard or gold: a fixed list of attacks with a version, so that a number says how it was
+            found; replaces stages, search and draws.
         stages: Without a suite: what the defence faces, in order.
         systems: Several defences by name (in YAML), in place of purification and classification.
         purification: How images are purified.

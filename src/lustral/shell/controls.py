@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Linf, Threat
 from ..defence import Defence
@@ -61,6 +62,8 @@ def _spoilt(job: Job, threat: Threat) -> Job:
 def main(images: int, resources: Resources) -> list[Caught]:
     """Runs the controls in a scratch folder and says what caught each."""
     build.prepare(resources)
+    if images < 1:
+        raise UserError(f"images must be at least 1, not {images}.")
     data, threat, key = datasets.load("digits", "test")[:images], Linf(EPS), Key(0)
     jobs = plan(threat, len(data.ids))
     systems = list({job.system.name: job.system for job in jobs}.values())

@@ -15,7 +15,6 @@ StageName = Literal[
     "clean", "null", "blind", "bpda", "exact", "fixed", "known init", "known step", "spsa", "bpda signs", "joint score",
     "joint full", "low-frequency", "deviated", "surrogate", "square", "apgd", "stadv",
 ]  # fmt: skip
-SuiteName = Literal["smoke", "quick", "standard", "gold"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Evaluation:
 
     data: str
     images: int
-    suite: SuiteName | None
+    suite: str | None
     stages: list
     systems: dict[str, Entry] | None
     purification: Purification

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..core.errors import UserError
+from ..core.errors import UserError, unknown
 from ..core.noise import Key
 from ..core.threat import Threat
 from ..evaluate import metrics, suites
@@ -34,6 +34,8 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     """The objects that the options describe, checked against the data."""
     if options.images < 1:
         raise UserError(f"images must be at least 1, not {options.images}.")
+    if options.suite is not None and options.suite not in suites.SIZES:
+        raise unknown("suite", options.suite, suites.SIZES)
     data = datasets.load(options.data, "test")[: options.images]
     systems = []
     for name, entry in (options.systems or {_name(options.purification): _entry(options)}).items():

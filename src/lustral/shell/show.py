@@ -8,9 +8,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..evaluate import suites
 from . import build, weights
 from .controls import Caught
-from .options import Method, Solver, SuiteName, VoteName
+from .options import Method, Solver, VoteName
 
 # Wide enough for the table where the output is a pipe or a file.
 out = Console() if Console().is_terminal else Console(width=140)
@@ -127,6 +128,7 @@ def names() -> None:
         about = weights.card(path)
         facts = ", ".join(f"{key} {value:g}" for key, value in about.measured.items())
         line(f"{about.kind:<11}{name:<14}{about.parameters:,} parameters, {about.data}: {facts}")
-    for kind, values in (("method", Method), ("solver", Solver), ("vote", VoteName), ("suite", SuiteName)):
+    for kind, values in (("method", Method), ("solver", Solver), ("vote", VoteName)):
         line(f"{kind:<11}{', '.join(values.__args__)}")
+    line(f"{'suite':<11}{', '.join(suites.SIZES)}")
     line(f"{'stage':<11}{', '.join(build.STAGES)}")
