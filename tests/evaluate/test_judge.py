@@ -99,3 +99,15 @@ def test_every_draw_of_the_judge_has_its_own_address():
             alone = defence.draws(x[i : i + 1], Key(3).rng(torch.tensor([name]), draw=d))
             assert torch.allclose(found[i, d], alone[0], atol=1e-5)
     assert len({float(v) for v in found[:, :, 0].flatten()}) == 12
+
+
+@pytest.mark.parametrize("eps", [1.5, 12.0, 120.0])
+def test_rounding_of_a_norm_that_is_a_sum_is_no_breach(eps):
+    """Projected iterates on 3×32×32 are not mended; a tenth of a per cent beyond eps is."""
+    x0 = Key(1).rng(16).uniform(torch.empty(16, 3, 32, 32))
+    threat = L1(eps)
+    x = threat.project(x0 + 0.5 * Key(2).rng(16).normal(x0), x0)
+    assert not verify(x, x0, threat).repaired.any()
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    beyond = grey + 1.001 * eps / 3072
+    assert verify(beyond, grey, threat).repaired.all()

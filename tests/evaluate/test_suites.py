@@ -15,7 +15,7 @@ from lustral.core.adjoint import Checkpointed, Identity, Skip
 from lustral.core.errors import UserError
 from lustral.core.noise import Key, audit
 from lustral.core.threat import L2, Linf
-from lustral.core.vote import MeanLogits
+from lustral.core.vote import MeanLogits, Single
 from lustral.defence import Defence
 from lustral.evaluate import protocol, suites
 from lustral.evaluate.protocol import Data, Job, Memory, Stage, System, evaluate, levels, pending
@@ -195,3 +195,27 @@ def test_a_resumed_cascade_leaves_out_what_was_decided_before():
 def test_a_stage_that_chooses_has_a_threat_and_no_attack():
     with pytest.raises(UserError, match="their threat"):
         Stage("worst", None, choose=("exact",))
+
+
+def test_an_image_that_only_the_vote_gets_right_does_not_leave():
+    """Every draw is wrong, another class each time, and the mean of their logits is right."""
+    logits = torch.tensor([[[1.0, 2.0, -5.0], [1.0, -5.0, 2.0]] * 4])
+    at = protocol.standings([7], logits, torch.tensor([0]), MeanLogits(4))[7]
+    assert (at.decisions, at.draws) == (1.0, 0.0)
+    assert protocol.standings([7], logits, torch.tensor([0]), Single())[7][:2] == (0.0, 0.0)
+
+
+def test_the_worst_case_may_be_the_clean_image():
+    for of in (system(), BARE):
+        (worst,) = [job.stage for job in suites.jobs("quick", [of], Linf(0.1), 8) if job.stage.name == "worst"]
+        assert {"clean", "null", "exact", "apgd-margin"} <= set(worst.choose)
+
+
+@pytest.mark.parametrize("eps", [0.3, 0.6, 1.0])
+def test_a_large_threat_keeps_its_curve_inside_the_pixel_range(eps):
+    jobs = suites.jobs("quick", [system()], Linf(eps), 8)
+    sizes = [job.stage.bound.eps for job in jobs if "@eps" in job.stage.name]
+    assert max(sizes) <= 1
+    assert len({*sizes, eps}) == len(sizes) + 1
+    (widest,) = [job.stage.bound.eps for job in jobs if job.stage.name == "unbounded"]
+    assert widest >= max(0.5, eps)

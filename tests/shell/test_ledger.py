@@ -9,6 +9,7 @@ from components import SHAPE, images
 from lustral.attacks.search import Outcome
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
+from lustral.core.vote import Single
 from lustral.defence import Defence
 from lustral.evaluate.metrics import margins
 from lustral.evaluate.protocol import Chunk, Job, Stage, System
@@ -59,6 +60,16 @@ def test_what_is_written_is_read_back_to_the_bit_in_the_order_of_ids(ledger):
     for name in ("ids", "y", "logits", "repaired", "x"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert torch.equal(found.distance.float(), expected.distance)
+
+
+def test_values_that_are_no_numbers_are_read_back(ledger):
+    part = chunk([0, 1])
+    part.found.loss[1] = torch.nan
+    part.logits[1] = torch.nan
+    ledger.write(part)
+    found = ledger.outcomes("s", "clean")
+    assert found.loss.isnan().tolist() == [False, True]
+    assert ledger.standing("s", "clean", Single())[1].margin == -float("inf")
 
 
 def test_every_draw_has_a_row_with_its_label_and_margin(ledger, place):

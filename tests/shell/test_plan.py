@@ -4,12 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lustral.evaluate import certificate
 from lustral.evaluate.findings import Finding
+from lustral.shell import data as datasets
 from lustral.shell import plan, results
 from lustral.shell.ledger import Ledger
+from lustral.shell.options import Resources
 
 SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--resources.threads=1"]
 NUMBERS = ("system", "stage", "accuracy", "low", "high", "single_draw", "worst_of", "attacked", "images", "draws")
@@ -101,6 +104,8 @@ def test_verify_runs_images_again_and_finds_the_same(whole, lustral, capsys):
     [
         ("UPDATE draws SET logits = (SELECT logits FROM draws WHERE draw = 3 LIMIT 1)", "The ledger differs at"),
         ("DELETE FROM candidates WHERE stage = 'null' AND image % 2 = 0", "it holds other images than the run gives"),
+        ("UPDATE candidates SET x = (SELECT x FROM candidates WHERE stage = 'clean' LIMIT 1)", "The ledger differs at"),
+        ("UPDATE candidates SET wrongs = losses WHERE stage = 'exact'", "The ledger differs at diffpure, exact"),
     ],
 )
 def test_verify_notices_a_ledger_that_was_changed(run, lustral, capfd, change, words):
@@ -115,6 +120,36 @@ def test_verify_refuses_what_it_cannot_repeat(run, lustral, capfd):
     (run / "run.json").write_text(json.dumps(stored | {"seed": 7}))
     assert lustral("verify", str(run)) == 2
     assert "cannot be run again as it was; what differs is key.seed: 0 → 7" in capfd.readouterr().err
+
+
+def test_half_of_the_shards_is_no_run(whole, lustral, capfd):
+    assert lustral("evaluate", "part", *SUITE, "--shard=1/2") == 0
+    assert lustral("merge", "merged", "[part]") == 2
+    assert "is not complete: 2 images of diffpure, clean are missing" in capfd.readouterr().err
+    assert not Path("merged", "results.json").exists()
+
+
+def test_compare_refuses_other_images_under_the_same_ids_and_other_threats(whole, lustral, capfd):
+    data = datasets.load("digits", "test")[:4]
+    np.savez("other.npz", x=data.x.flip(0).numpy(), y=data.y.flip(0).numpy())
+    assert lustral("evaluate", "other", *SUITE, "--data=other.npz") == 0
+    assert lustral("compare", "other", str(whole)) == 2
+    assert "no image in common" in capfd.readouterr().err
+    assert lustral("evaluate", "weaker", *SUITE, "--threat.eps=0.05") == 0
+    capfd.readouterr()
+    assert lustral("compare", "weaker", str(whole)) == 0
+    shown = capfd.readouterr().out
+    assert "clean" in shown
+    assert "worst" not in shown
+
+
+def test_compare_keeps_withheld_numbers_to_itself(run, lustral, capsys):
+    found = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(found | {"withheld": {"diffpure": ["unbounded"]}}))
+    assert lustral("compare", str(run), str(run)) == 0
+    shown = capsys.readouterr().out
+    assert "clean" in shown
+    assert "worst" not in shown
 
 
 def test_compare_pairs_systems_on_the_same_images(whole, lustral, capsys):
@@ -157,15 +192,19 @@ def test_an_unknown_export_is_refused(whole, lustral, capfd):
 
 def test_an_early_stop_ends_with_a_narrow_interval_and_fewer_images(lustral, monkeypatch):
     monkeypatch.setattr(plan, "WAVE", 2)
-    monkeypatch.setattr(plan, "narrow", lambda ledger, system, width: len(ledger.done(system, "worst")) >= 2)
+    monkeypatch.setattr(plan, "narrow", lambda ledger, system, *_: len(ledger.done(system.name, "worst")) >= 2)
     assert lustral("evaluate", "run", *SUITE, "--stop_width=0.5") == 0
-    assert next(row for row in read("run")["rows"] if row["stage"] == "worst")["images"] == 2
+    found = read("run")
+    worst = next(row for row in found["rows"] if row["stage"] == "worst")
+    assert worst["images"] == found["data"]["images"] == 2
+    assert [worst["low"], worst["high"]] == found["details"]["diffpure"]["sequence"][1:]
 
 
 def test_the_anytime_interval_decides_when_to_stop(whole):
+    planned = plan.load(whole, Resources())
     with Ledger(whole / "ledger.sqlite") as ledger:
-        assert plan.narrow(ledger, "diffpure", 1.01)
-        assert not plan.narrow(ledger, "diffpure", 0.05)
+        for width, narrow in ((1.01, True), (0.05, False)):
+            assert plan.narrow(ledger, planned.systems[0], planned.data.ids.tolist(), width) is narrow
 
 
 @pytest.mark.parametrize("options", [["--stop_width=2"], ["--stop_width=0.1", "--shard=1/2"]])

@@ -7,6 +7,7 @@ from ..core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
 from .composed import Targeted, Transfer
 from .deviated import Deviated
 from .estimators import SPSA, Growing, SignVoted
+from .foreign import Foreign
 from .gradients import Gradient, Selection
 from .search import Restarts
 
@@ -40,6 +41,8 @@ def find(attack: object, name: str) -> object | None:
 
 def gradient_name(attack: object) -> str:
     """How the attack gets its direction."""
+    if isinstance(attack, Transfer | Foreign):
+        return "of other victims" if isinstance(attack, Transfer) else "of another library"
     for part in inside(attack):
         if isinstance(part, Gradient):
             return ADJOINTS.get(type(part.adjoint), type(part.adjoint).__name__)

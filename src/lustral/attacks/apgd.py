@@ -18,9 +18,10 @@ from .search import Best, Outcome
 class APGD:
     """Momentum steps that start at 2·eps and are halved, back at the best iterate, where the loss stops rising.
 
-    As published for deterministic victims. AutoAttack's own schedule, best iterate and success look at one draw of a
-    victim with noise; here they look at the mean over the draws of ``select``, which are the same for every iterate and
-    are seen by no gradient. Without ``select`` the gradient's own draws serve (right for a victim without noise).
+    As published for deterministic victims in Linf and L2; in L1 it takes SLIDE's steps and is not L1-APGD. AutoAttack's
+    own schedule, best iterate and success look at one draw of a victim with noise; here they look at the mean over the
+    draws of ``select``, which are the same for every iterate and are seen by no gradient. Without ``select`` the
+    gradient's own draws serve (right for a victim without noise).
     """
 
     threat: Threat

@@ -6,6 +6,7 @@ finds one. For a defence with noise a decision is the mean over VOTES draws, sin
 an image counts where its head tells both kinds apart on fresh decisions.
 """
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,13 @@ class Features:
         if self.layer is None:
             return self.classifier(x)
         seen: list[Tensor] = []
-        hook = self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        here = threading.get_ident()  # other systems may share the layer, in threads of their own
+
+        def note(_, inputs) -> None:
+            if threading.get_ident() == here:
+                seen.append(inputs[0])
+
+        hook = self.layer.register_forward_pre_hook(note)
         try:
             self.classifier(x)
         finally:

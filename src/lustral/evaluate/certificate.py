@@ -18,7 +18,7 @@ from ..attacks.pgd import RandomSign
 from ..core.adjoint import Checkpointed, Direct
 from ..core.noise import Key, Rng, audit
 from ..core.purifier import Purifier
-from ..core.threat import Linf, Threat
+from ..core.threat import L1, Linf, Threat
 from ..defence import Defence
 from .binarise import binarise
 from .protocol import Data, System
@@ -88,7 +88,7 @@ def gradient_facts(defence: Defence, data: Data, threat: Threat, key: Key) -> di
     look = exact()(defence, data.x, data.y, margin, rng)
     flat = look.grad.flatten(1)
     found = {
-        "finite_difference": finite_difference(defence, data, key),
+        "finite_difference": in_float64(defence, data, key),
         "roughness": roughness(defence, data, threat, rng),
     }
     if defence.purifier is not None:
@@ -105,6 +105,14 @@ def zero_facts(defence: Defence, data: Data, key: Key) -> dict:
         "gradient_zero": float((flat == 0).all(dim=1).double().mean()),
         "gradient_norm": float(flat.norm(dim=1).mean()),
     }
+
+
+def in_float64(defence: Defence, data: Data, key: Key) -> float | None:
+    """``finite_difference``, or None for a defence that holds networks where no copy can reach them (in a closure)."""
+    try:
+        return finite_difference(defence, data, key)
+    except (RuntimeError, TypeError):
+        return None
 
 
 def finite_difference(defence: Defence, data: Data, key: Key, step: float = 1e-5) -> float:
@@ -127,7 +135,8 @@ def roughness(defence: Defence, data: Data, threat: Threat, rng: Rng) -> float:
     rows = rng.repeat(n)
     sign = rows.fold("direction").sign(x)
     same = Rng(rng.key, rng.ids.repeat_interleave(n), rng.draws.repeat_interleave(n))
-    size = threat.eps if isinstance(threat, Linf) else threat.eps / x[0].numel() ** 0.5
+    pixels = x[0].numel()
+    size = threat.eps / (1 if isinstance(threat, Linf) else pixels if isinstance(threat, L1) else pixels**0.5)
     with torch.no_grad():
         before = margin(defence.logits(data.x, rng), data.y).repeat_interleave(n)
         after = margin(defence.logits((x + size * sign).clamp(0, 1), same), y)

@@ -7,10 +7,15 @@ import torch
 from torch import Tensor
 
 from ..core.noise import Mixed, Rng
-from ..core.threat import Threat
+from ..core.threat import Linf, Threat
 from ..defence import Defence
 
-SLACK = 1e-6
+SLACK = 1e-6  # for rounding, and a hundred-thousandth of eps where a norm is a sum over pixels
+
+
+def slack(threat: Threat) -> float:
+    """By how much a distance may exceed eps and still be rounding."""
+    return SLACK if isinstance(threat, Linf) else SLACK + 1e-5 * threat.eps
 
 
 class Verified(NamedTuple):
@@ -28,7 +33,11 @@ def verify(x: Tensor, x0: Tensor, threat: Threat | None) -> Verified:
     x = torch.where(finite.view(-1, 1, 1, 1), x, x0)
     repaired = ~finite
     if threat is not None:
-        outside = (threat.distance(x, x0) > threat.eps + SLACK) | (x < 0).flatten(1).any(1) | (x > 1).flatten(1).any(1)
+        outside = (
+            (threat.distance(x, x0) > threat.eps + slack(threat))
+            | (x < 0).flatten(1).any(1)
+            | (x > 1).flatten(1).any(1)
+        )
         x = torch.where(outside.view(-1, 1, 1, 1), threat.project(x, x0), x)
         repaired = repaired | outside
     measure = threat.distance if threat is not None else lambda a, b: (a - b).flatten(1).abs().amax(dim=1)

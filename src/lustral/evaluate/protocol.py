@@ -20,6 +20,7 @@ from ..core.noise import Key
 from ..core.purifier import Purifier
 from ..core.spec import runtime, spec
 from ..core.threat import Threat
+from ..core.vote import Vote
 from ..defence import Defence
 from ..denoisers.base import Meter
 from . import metrics
@@ -125,14 +126,30 @@ class Chunk(NamedTuple):
     backward: int
 
 
+class Standing(NamedTuple):
+    """How the judge found a candidate: shares of right decisions and of right draws, and the mean margin of draws."""
+
+    decisions: float
+    draws: float
+    margin: float
+
+
+def standings(ids: Sequence[int], logits: Tensor, y: Tensor, vote: Vote) -> dict[int, Standing]:
+    """The standing of every image, from the logits of its draws [n, draws, classes]."""
+    decisions = metrics.voted(logits, y, vote).double().mean(dim=1).tolist()
+    draws = metrics.right(logits, y).double().mean(dim=1).tolist()
+    margin = metrics.margins(logits, y).double().mean(dim=1).nan_to_num(nan=-torch.inf).tolist()
+    return dict(zip(ids, map(Standing, decisions, draws, margin), strict=True))
+
+
 class Store(Protocol):
     """What is known of a run so far, by (system, stage)."""
 
     def done(self, system: str, stage: str) -> set[int]:
         """The images that are finished."""
 
-    def standing(self, system: str, stage: str) -> dict[int, tuple[float, float]]:
-        """How each image stands with the judge: the share of its draws that is right, and their mean margin."""
+    def standing(self, system: str, stage: str, vote: Vote) -> dict[int, Standing]:
+        """How each image stands with the judge."""
 
     def candidates(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
         """Candidates [n, c, h, w] of some images."""
@@ -209,15 +226,17 @@ def pending(
 
 
 def decided(job: Job, store: Store) -> set[int]:
-    """Images whose candidate of an earlier stage was wrong in every draw: no attack can lower their accuracy."""
-    found = (store.standing(job.system.name, stage) for stage in job.stage.after)
-    return {image for standing in found for image, (right, _) in standing.items() if right == 0}
+    """Images whose candidate of an earlier stage was wrong in every draw and decision: none can do more harm."""
+    vote = job.system.defence.vote
+    found = (store.standing(job.system.name, stage, vote) for stage in job.stage.after)
+    return {image for each in found for image, at in each.items() if at.decisions == at.draws == 0}
 
 
 def worst_candidates(job: Job, data: Data, store: Store) -> Tensor:
     """Of every image, the candidate that stands worst among the stages to choose from; the clean image if none does."""
     name, x = job.system.name, data.x.clone()
-    standing = {stage: store.standing(name, stage) for stage in job.stage.choose}
+    vote = job.system.defence.vote
+    standing = {stage: store.standing(name, stage, vote) for stage in job.stage.choose}
     worst = []
     for image in data.ids.tolist():
         met = [(found[image], stage) for stage, found in standing.items() if image in found]
@@ -242,19 +261,21 @@ class Memory:
     """A store without a file."""
 
     def __init__(self):
-        self._found: dict[tuple[str, str], dict[int, tuple[Tensor, tuple[float, float]]]] = {}
+        self._found: dict[tuple[str, str], dict[int, tuple[Tensor, Tensor, Tensor]]] = {}
 
     def write(self, chunk: Chunk) -> None:
-        right = metrics.right(chunk.logits, chunk.y).double().mean(dim=1).tolist()
-        margin = metrics.margins(chunk.logits, chunk.y).double().mean(dim=1).tolist()
         place = self._found.setdefault((chunk.job.system.name, chunk.job.stage.name), {})
-        place |= zip(chunk.ids.tolist(), zip(chunk.x, zip(right, margin, strict=True), strict=True), strict=True)
+        place |= zip(chunk.ids.tolist(), zip(chunk.x, chunk.logits, chunk.y, strict=True), strict=True)
 
     def done(self, system: str, stage: str) -> set[int]:
         return set(self._found.get((system, stage), {}))
 
-    def standing(self, system: str, stage: str) -> dict[int, tuple[float, float]]:
-        return {image: standing for image, (_, standing) in self._found.get((system, stage), {}).items()}
+    def standing(self, system: str, stage: str, vote: Vote) -> dict[int, Standing]:
+        found = self._found.get((system, stage), {})
+        if not found:
+            return {}
+        logits, y = (torch.stack(part) for part in list(zip(*found.values(), strict=True))[1:])
+        return standings(list(found), logits, y, vote)
 
     def candidates(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
         return torch.stack([self._found[system, stage][image][0] for image in ids])

@@ -145,10 +145,9 @@ def controls(at: Setting) -> list[Stage]:
     found["exact"] = at.apgd(at.exact(half), steps=steps)
     found["unbounded"] = at.apgd(at.exact(half), steps=steps, threat=widest(at.threat))
     black = Square(at.threat, 10 * steps, margin, at.looking, at.patience) if isinstance(at.threat, Linf) else None
-    found["black-box"] = black or PGD(at.threat, SPSA(4 * half, at.threat.eps / 4), margin, steps, select=at.looking)
-    for share in CURVE:
-        called = f"exact@eps={share * at.threat.eps:.4g}"
-        found[called] = at.apgd(at.exact(half), steps=steps, threat=replace(at.threat, eps=share * at.threat.eps))
+    found["black-box"] = black or PGD(at.threat, SPSA(4 * half, probe(at.threat)), margin, steps, select=at.looking)
+    for eps in curve(at.threat):
+        found[f"exact@eps={eps:.4g}"] = at.apgd(at.exact(half), steps=steps, threat=replace(at.threat, eps=eps))
     stages = [Stage(called, attack, at.size.judge) for called, attack in found.items()]
     if at.system.random:
         known = APGD(at.threat, exact(1, at.budget), margin, 2 * steps, patience=1)
@@ -156,9 +155,20 @@ def controls(at: Setting) -> list[Stage]:
     return stages
 
 
+def probe(threat: Threat) -> float:
+    """How far SPSA's queries step in every pixel: a quarter of eps in Linf; other norms' eps is no size of a pixel."""
+    return threat.eps / 4 if isinstance(threat, Linf) else 0.03
+
+
 def widest(threat: Threat) -> Threat:
     """The threat almost without bounds: half the pixel range in Linf, ten times eps in other norms."""
-    return replace(threat, eps=0.5 if isinstance(threat, Linf) else 10 * threat.eps)
+    return replace(threat, eps=max(0.5, threat.eps) if isinstance(threat, Linf) else 10 * threat.eps)
+
+
+def curve(threat: Threat) -> list[float]:
+    """The other sizes of eps of the security curve."""
+    sizes = [share * threat.eps for share in CURVE]
+    return sorted({min(size, 1.0) for size in sizes} - {threat.eps}) if isinstance(threat, Linf) else sizes
 
 
 def other_threats(at: Setting) -> list[Stage]:
@@ -179,7 +189,8 @@ def cascade(at: Setting, name: str) -> list[Stage]:
         before = tuple(stage.name for stage in stages) if at.size.patience else ()
         stages.append(Stage(called, attack, at.size.judge, after=before))
     # Controls at this threat have candidates too; a worst case that left out a stronger one would be no worst case.
-    choices = ("blind", "bpda", "exact", "black-box")[2 if at.bare else 0 :] + tuple(found)
+    controls = ("exact", "black-box") if at.bare else ("blind", "bpda", "exact", "black-box")
+    choices = ("clean", "null", *controls, *found)
     return [*stages, Stage("worst", None, at.size.final, choose=choices, threat=at.threat)]
 
 
@@ -205,7 +216,7 @@ def attacks(at: Setting) -> dict[str, Attack]:
         if isinstance(at.threat, Linf):
             found["square"] = Square(at.threat, queries, margin, at.looking, at.patience)
         else:
-            spsa = SPSA(max(1, queries // 40), at.threat.eps / 4)
+            spsa = SPSA(max(1, queries // 40), probe(at.threat))
             found["spsa"] = PGD(at.threat, spsa, margin, 20, patience=at.patience, select=at.looking)
     return found
 

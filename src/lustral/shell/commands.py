@@ -102,7 +102,9 @@ def evaluate(
     build.prepare(resources)
     planned = plan.make(options, resources)
     plan.run(planned, out, resources, part=part, width=width)
-    return None if part is not None else plan.finish(planned, out, command(), allow_red)
+    if part is not None:
+        return None
+    return plan.finish(planned, out, command(), allow_red, stopped=width is not None)
 
 
 def merge(out: Path, parts: list[Path], allow_red: bool) -> dict:
@@ -117,7 +119,9 @@ def merge(out: Path, parts: list[Path], allow_red: bool) -> dict:
             with Ledger(place / "ledger.sqlite") as other:
                 ledger.take(other)
     write_text(out / "run.json", (parts[0] / "run.json").read_text(encoding="utf-8"))
-    return plan.finish(plan.load(out, Resources()), out, command(), allow_red)
+    planned = plan.load(out, Resources())
+    plan.check_complete(planned, out)
+    return plan.finish(planned, out, command(), allow_red)
 
 
 def report(run_folder: Path) -> Path:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.spec import differences, digest
+from ..core.vote import Vote
 from ..evaluate.metrics import margins
-from ..evaluate.protocol import Chunk
+from ..evaluate.protocol import Chunk, Standing, standings
 from .files import saying
 
 SCHEMA = """
@@ -189,11 +190,16 @@ class Ledger:
             self._db.executemany("INSERT INTO draws VALUES (?,?,?,?,?,?,?)", draws)
             self._db.execute("INSERT INTO costs VALUES (?,?,?,?,?,?)", cost)
 
-    def standing(self, system: str, stage: str) -> dict[int, tuple[float, float]]:
-        """Of every image, the share of its draws that is right and their mean margin."""
-        query = """SELECT image, AVG(d.label = c.label), AVG(margin) FROM draws d JOIN candidates c
-                   USING (system, stage, image) WHERE system = ? AND stage = ? GROUP BY image"""
-        return {image: (right, margin) for image, right, margin in self._rows(query, system, stage)}
+    def standing(self, system: str, stage: str, vote: Vote) -> dict[int, Standing]:
+        """How every image stands with the judge."""
+        where = "WHERE system = ? AND stage = ? ORDER BY image"
+        rows = self._rows(f"SELECT image, label FROM candidates {where}", system, stage)
+        draws = self._rows(f"SELECT logits FROM draws {where}, draw", system, stage)
+        if not rows:
+            return {}
+        with self._saying():
+            ids, y = zip(*rows, strict=True)
+            return standings(ids, _logits(draws, len(ids)), torch.tensor(y), vote)
 
     def candidates(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
         """Candidates [n, c, h, w] of some images."""
@@ -222,17 +228,16 @@ class Ledger:
             raise UserError(f"The ledger holds nothing for system {system!r} and stage {stage!r}.")
         with self._saying():
             ids, y, distance, repaired, rounded, loss, wrong, losses, wrongs, shape, x = zip(*rows, strict=True)
-            logits = np.stack([np.frombuffer(blob, dtype="<f4") for (blob,) in draws])
             return Outcomes(
                 torch.tensor(ids),
                 torch.tensor(y),
-                torch.from_numpy(logits.reshape(len(ids), -1, logits.shape[1])),
-                torch.tensor(distance),
+                _logits(draws, len(ids)),
+                _floats(distance),
                 torch.tensor(repaired).bool(),
                 torch.stack([_image(*pair) for pair in zip(shape, x, strict=True)]),
-                torch.tensor(rounded),
-                torch.tensor(loss),
-                torch.tensor(wrong),
+                _floats(rounded),
+                _floats(loss),
+                _floats(wrong),
                 *([np.frombuffer(blob, dtype="<f4") for blob in history] for history in (losses, wrongs)),
             )
 
@@ -276,8 +281,21 @@ class Ledger:
         h = hashlib.sha256(digest(self.spec()).encode())
         for table, columns in RESULTS.items():
             for row in self._rows(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4"):
+                if table == "candidates":  # compressors of other builds may pack the same image otherwise
+                    row = (*row[:-1], zlib.decompress(row[-1]))
                 h.update(repr(row).encode())
         return h.hexdigest()[:32]
+
+
+def _logits(draws: Sequence[tuple], images: int) -> Tensor:
+    """Logits [images, draws, classes] of stored draws."""
+    found = np.stack([np.frombuffer(blob, dtype="<f4") for (blob,) in draws])
+    return torch.from_numpy(found.reshape(images, -1, found.shape[1]))
+
+
+def _floats(column: Sequence[float | None]) -> Tensor:
+    """A column of numbers; SQLite keeps NaN as NULL."""
+    return torch.tensor([float("nan") if value is None else value for value in column], dtype=torch.float64)
 
 
 def _marks(n: int) -> str:

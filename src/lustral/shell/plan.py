@@ -11,7 +11,7 @@ from ..core.errors import UserError, unknown
 from ..core.noise import Key
 from ..core.threat import Threat
 from ..evaluate import metrics, suites
-from ..evaluate.protocol import Data, Job, System
+from ..evaluate.protocol import Data, Job, System, pending
 from . import build, folder, results, runner, weights
 from . import data as datasets
 from .files import write_text
@@ -79,8 +79,9 @@ def check(data: Data, entry: Entry, system: System) -> None:
 
 @torch.no_grad()
 def draws_noise(system: System, data: Data) -> bool:
-    """Whether two looks at an image differ."""
-    first, second = (system.defence.logits(data.x[:1], Key(k).rng(data.ids[:1])) for k in (0, 1))
+    """Whether two looks at the first images differ."""
+    few = data[:PROBED]
+    first, second = (system.defence.logits(few.x, Key(k).rng(few.ids)) for k in (0, 1))
     return not torch.equal(first, second)
 
 
@@ -101,26 +102,43 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
         ids = plan.data.ids.tolist()
         for end in range(WAVE, len(ids) + WAVE, WAVE):
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, set(ids[:end]))
-            if all(narrow(ledger, system.name, width) for system in plan.systems):
+            if all(narrow(ledger, system, ids, width) for system in plan.systems):
                 return
 
 
-WAVE = 16
+WAVE, PROBED = 16, 16
 
 
-def narrow(ledger: Ledger, system: str, width: float) -> bool:
+def narrow(ledger: Ledger, system: System, ids: list[int], width: float) -> bool:
     """Whether the anytime-valid interval of the worst case is narrower than ``width``."""
-    found = metrics.sequence([right for right, _ in ledger.standing(system, "worst").values()])
+    standing = ledger.standing(system.name, "worst", system.defence.vote)
+    found = metrics.sequence([standing[image].decisions for image in ids if image in standing])
     return found.high - found.low < width
 
 
-def finish(plan: Plan, out: Path, command: str, allow_red: bool) -> dict:
-    """Folds the ledger of a run into its results, pictures and page."""
+def check_complete(plan: Plan, out: Path) -> None:
+    """Refuses a ledger in which images are missing."""
+    with Ledger(out / "ledger.sqlite") as ledger:
+        for job in plan.jobs:
+            missing = sum(len(task.data.ids) for task in pending([job], plan.data, ledger))
+            if missing:
+                raise UserError(
+                    f"{out} is not complete: {missing} images of {job.system.name}, {job.stage.name} are missing; "
+                    "finish every shard, and merge them all."
+                )
+
+
+def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: bool = False) -> dict:
+    """Folds the ledger of a run into its results, pictures and page.
+
+    Where it may have ``stopped`` early, the worst case has the anytime-valid interval: Wilson's does not hold then.
+    """
     options = plan.options
     with Ledger(out / "ledger.sqlite") as ledger:
         found = results.results(
             ledger,
             plan.jobs,
+            stopped=stopped,
             title=f"{', '.join(system.name for system in plan.systems)} on {options.data}",
             command=command,
             suite=options.suite and suites.title(options.suite),
@@ -128,7 +146,7 @@ def finish(plan: Plan, out: Path, command: str, allow_red: bool) -> dict:
             data={
                 "name": options.data,
                 "split": "test",
-                "images": len(plan.data.ids),
+                "images": max(len(ledger.done(job.system.name, job.stage.name)) for job in plan.jobs),
                 "sha256": ledger.spec()["data"]["x"]["sha256"],
             },
             threat={"norm": options.threat.norm, "eps": options.threat.eps, "why": ""},

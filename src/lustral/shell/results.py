@@ -16,7 +16,7 @@ from ..core.vote import Single
 from ..evaluate import metrics
 from ..evaluate.findings import Evidence, findings, withheld
 from ..evaluate.findings.base import Seen
-from ..evaluate.protocol import Data, Job
+from ..evaluate.protocol import Data, Job, decided
 from ..evaluate.published import published
 from .ledger import Ledger, Outcomes
 from .terminal import versions
@@ -58,11 +58,15 @@ class Run:
         return list(dict.fromkeys(job.system.name for job in self.jobs))
 
 
-def results(ledger: Ledger, jobs: Sequence[Job], **facts) -> dict:
-    """Everything that the report shows, folded from the ledger."""
+def results(ledger: Ledger, jobs: Sequence[Job], *, stopped: bool = False, **facts) -> dict:
+    """Everything that the report shows, folded from the ledger; ``stopped``: an interval decided when it ended."""
     run = Run(ledger, jobs)
     rows = [row(run, job) for job in run.jobs]
     with_null(run, rows)
+    about = {name: details(run, name) for name in run.systems}
+    for line in rows:
+        if stopped and line["stage"] == "worst":
+            _, line["low"], line["high"] = about[line["system"]]["sequence"]
     said = {name: findings(evidence(run, name)) for name in run.systems}
     held = {name: withheld(found) for name, found in said.items()}
     return {
@@ -72,12 +76,13 @@ def results(ledger: Ledger, jobs: Sequence[Job], **facts) -> dict:
         "versions": versions(),
         **facts,
         "rows": rows,
-        "ordering": ordering(rows),
+        "ordering": ordering(run),
         "paired": paired(run),
         "findings": {name: [finding._asdict() for finding in found] for name, found in said.items()},
         "withheld": {name: found for name, found in held.items() if found},
         "certificates": {name: ledger.certificate(name) for name in run.systems},
-        "details": {name: details(run, name) for name in run.systems},
+        "details": about,
+        "random": {job.system.name: job.system.random for job in run.jobs},
         "notes": NOTES,
     }
 
@@ -129,10 +134,9 @@ NO_ATTACK = {"search": None, "gradient": "none", "loss": None, "steps": None, "e
 
 def faced_share(run: Run, job: Job) -> tuple[float, int]:
     """The share of a stage's images that were still there when it began, and the number of all of them."""
-    first = [run.of(job.system.name)[name] for name in job.stage.after[:1] if name in run.of(job.system.name)]
-    attacked = len(run.outcomes(job).ids)
-    faced = len(run.outcomes(first[0]).ids) if first else attacked
-    return attacked / faced, faced
+    attacked = set(run.outcomes(job).ids.tolist())
+    faced = attacked | decided(job, run.ledger)
+    return len(attacked) / len(faced), len(faced)
 
 
 def group(run: Run, job: Job) -> str:
@@ -155,15 +159,17 @@ def _vote_name(job: Job) -> str:
 
 
 def with_null(run: Run, rows: list[dict]) -> None:
-    """Puts the null control beside every row: its accuracy, and what is left of it after as many looks as the row's."""
-    for line in rows:
+    """Puts the null control beside every row, on the row's images: its accuracy, and what as many looks leave of it."""
+    for line, job in zip(rows, run.jobs, strict=True):
         null = run.of(line["system"]).get("null")
         if null is None:
             continue
-        wrongs = run.outcomes(null).wrongs
-        line["null"] = next(r["accuracy"] for r in rows if (r["system"], r["stage"]) == (line["system"], "null"))
-        looks = min(line["looks"], max(map(len, wrongs), default=0))
+        found, right = run.outcomes(null), decisions(run, null)
+        ids = set(run.outcomes(job).ids.tolist()) | decided(job, run.ledger)
+        line["null"] = float(np.mean([share for image, share in right.items() if image in ids]))
+        looks = min(line["looks"], max(map(len, found.wrongs), default=0))
         if looks:
+            wrongs = [w for image, w in zip(found.ids.tolist(), found.wrongs, strict=True) if image in ids]
             line["null_looked"] = {"looks": looks, "accuracy": metrics.looked(wrongs, looks).value}
 
 
@@ -173,12 +179,10 @@ def details(run: Run, name: str) -> dict:
     last = stages.get("worst") or stages.get("exact") or next(iter(stages.values()))
     looked = stages.get("apgd-margin") or last
     found = run.outcomes(last)
-    right = metrics.right(found.logits, found.y)
+    right, vote = metrics.right(found.logits, found.y), last.system.defence.vote
     clean = run.outcomes(stages["clean"]) if "clean" in stages else None
     risks = [risk._replace(accuracy=list(risk.accuracy))._asdict() for risk in metrics.risks(found.logits, found.y)]
-    wrongs = dict(zip(run.outcomes(looked).ids.tolist(), run.outcomes(looked).wrongs, strict=True))
-    lost = np.ones(1)  # an image that an attack before had decided
-    others = published(found.logits, found.y, [wrongs.get(image, lost) for image in found.ids.tolist()])
+    others = published(found.logits, found.y, looks_of(run, looked, found.ids.tolist()))
     return {
         "stage": last.stage.name,
         "risks": risks,
@@ -188,11 +192,22 @@ def details(run: Run, name: str) -> dict:
         ],
         "published": [item._replace(value=item.value and list(item.value))._asdict() for item in others],
         "bootstrap": list(metrics.bootstrap(right.double().mean(dim=1))),
-        "sequence": list(metrics.sequence(right.double().mean(dim=1).tolist())),
+        "sequence": list(metrics.sequence(metrics.voted(found.logits, found.y, vote).double().mean(dim=1).tolist())),
         "per_class": {label: list(value) for label, value in metrics.per_class(right, found.y).items()},
         "draws_right": right.sum(dim=1).tolist(),
         "cost_curve": cost_curve(run, name),
     }
+
+
+def looks_of(run: Run, looked: Job, ids: Sequence[int]) -> list[np.ndarray]:
+    """The shares of wrong draws at every look of an attack, images that had left before counted as lost.
+
+    Nothing where no attack that looks is on record.
+    """
+    wrongs = dict(zip(run.outcomes(looked).ids.tolist(), run.outcomes(looked).wrongs, strict=True))
+    if not any(len(w) for w in wrongs.values()):
+        return []
+    return [wrongs.get(image, np.ones(1)) for image in ids]
 
 
 def cost_curve(run: Run, name: str) -> list[dict]:
@@ -255,17 +270,27 @@ def seen(found: Outcomes, job: Job) -> Seen:
     )
 
 
-def ordering(rows: Sequence[dict]) -> list[dict]:
-    """The claims that a sound evaluation must show: a stronger gradient leaves less accuracy (evaluation alarm 22)."""
+def ordering(run: Run) -> list[dict]:
+    """The claims that a sound evaluation must show, on the images that faced all of a claim's stages (alarm 22)."""
     claims = []
-    for system in dict.fromkeys(r["system"] for r in rows):
-        value = {r["stage"]: r["accuracy"] for r in rows if r["system"] == system and r["group"] == "main"}
+    for system in run.systems:
+        stages = run.of(system)
         for names in (("blind", "bpda", "exact"), ("exact", "fixed"), ("null", "exact")):
-            if all(name in value for name in names):
-                values = [value[name] for name in names]
+            if all(name in stages for name in names):
+                right = [decisions(run, stages[name]) for name in names]
+                common = set.intersection(*(set(shares) for shares in right))
+                values = [sum(shares[image] for image in common) / max(1, len(common)) for shares in right]
                 holds = all(a >= b for a, b in pairwise(values))
-                claims.append({"system": system, "claim": " ≥ ".join(names), "values": values, "holds": holds})
+                claim = {"system": system, "claim": " ≥ ".join(names), "values": values, "holds": holds}
+                claims.append(claim | {"images": len(common)})
     return claims
+
+
+def decisions(run: Run, job: Job) -> dict[int, float]:
+    """The share of right decisions on every image of a stage."""
+    found = run.outcomes(job)
+    right = metrics.voted(found.logits, found.y, job.system.defence.vote).double().mean(dim=1)
+    return dict(zip(found.ids.tolist(), right.tolist(), strict=True))
 
 
 def paired(run: Run) -> list[dict]:
@@ -300,7 +325,8 @@ def pictures(ledger: Ledger, jobs: Sequence[Job], data: Data, key: Key, count: i
         found, defence = run.outcomes(job), job.system.defence
         broken = metrics.right(found.logits, found.y).double().mean(dim=1).argsort(stable=True)[: len(shown.y)]
         if len(run.systems) == 1:
-            shown = data[broken]
+            place = {image: row for row, image in enumerate(data.ids.tolist())}
+            shown = data[[place[image] for image in found.ids[broken].tolist()]]
         rows = [found.ids.tolist().index(image) for image in shown.ids.tolist() if image in found.ids.tolist()]
         if len(rows) != len(shown.ids):
             continue

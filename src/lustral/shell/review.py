@@ -11,54 +11,74 @@ import torch
 from ..core.errors import UserError
 from ..core.spec import differences
 from ..evaluate import metrics, suites
-from ..evaluate.protocol import Job
+from ..evaluate.protocol import Data, Job
 from . import folder, plan, runner
 from .files import replacing, write_text
-from .ledger import Ledger, Outcomes
+from .ledger import Ledger
 from .options import Resources
 
 
 def compare(a: Path, b: Path) -> list[dict]:
-    """Paired tests of every system of one run with every one of another, on the images and stages that both have."""
+    """Paired tests of every system of one run with every one of another, on the images and stages that both have.
+
+    Images must be the same, to the bit, and stages must have the same name and threat. Attacks that images leave are
+    not compared (their worst case is), nor are numbers that a red finding withholds.
+    """
     plans = [plan.load(place, Resources()) for place in (a, b)]
+    held = [folder.read(place)[0]["withheld"] for place in (a, b)]
+    common = _common_images(*(each.data for each in plans))
     with Ledger(a / "ledger.sqlite") as first, Ledger(b / "ledger.sqlite") as second:
-        specs = [ledger.spec()["data"]["x"]["sha256"] for ledger in (first, second)]
         lines = [
             line
-            for one in _finished(plans[0].jobs, first)
-            for other in _finished(plans[1].jobs, second)
-            if one.stage.name == other.stage.name
-            for line in _paired(one, other, first, second, a, b)
+            for one in _comparable(plans[0].jobs, first, held[0])
+            for other in _comparable(plans[1].jobs, second, held[1])
+            if one.stage.name == other.stage.name and one.stage.bound == other.stage.bound
+            for line in _paired(one, other, first, second, common, (a.name, b.name))
         ]
     if not lines:
-        why = "" if specs[0] == specs[1] else " (their images differ, too)"
-        raise UserError(f"{a} and {b} have no image in common under a stage of the same name{why}.")
+        raise UserError(f"{a} and {b} have no image in common under a stage of the same name and threat.")
     return lines
 
 
-def _finished(jobs: list[Job], ledger: Ledger) -> Iterator[Job]:
-    return (job for job in jobs if ledger.done(job.system.name, job.stage.name))
+def _common_images(a: Data, b: Data) -> set[int]:
+    """Ids under which both runs have the same image and label."""
+    place = {image: row for row, image in enumerate(b.ids.tolist())}
+    pairs = [(row, place[image]) for row, image in enumerate(a.ids.tolist()) if image in place]
+    if a.x.shape[1:] != b.x.shape[1:]:
+        return set()
+    return {int(a.ids[i]) for i, j in pairs if torch.equal(a.x[i], b.x[j]) and a.y[i] == b.y[j]}
 
 
-def _paired(one: Job, other: Job, first: Ledger, second: Ledger, a: Path, b: Path) -> Iterator[dict]:
-    shares = []
-    for job, ledger in ((one, first), (other, second)):
-        found = ledger.outcomes(job.system.name, job.stage.name)
-        right = metrics.voted(found.logits, found.y, job.system.defence.vote)
-        shares.append(dict(zip(found.ids.tolist(), right.double().mean(dim=1).tolist(), strict=True)))
-    common = sorted(shares[0].keys() & shares[1].keys())
-    if not common:
+def _comparable(jobs: list[Job], ledger: Ledger, held: dict) -> Iterator[Job]:
+    for job in jobs:
+        shown = job.system.name not in held or job.stage.name in folder.SHOWN
+        if shown and not job.stage.after and ledger.done(job.system.name, job.stage.name):
+            yield job
+
+
+def _paired(
+    one: Job, other: Job, first: Ledger, second: Ledger, images: set[int], names: tuple[str, str]
+) -> Iterator[dict]:
+    x, y = (
+        {
+            image: at.decisions
+            for image, at in ledger.standing(job.system.name, job.stage.name, job.system.defence.vote).items()
+        }
+        for job, ledger in ((one, first), (other, second))
+    )
+    ids = sorted(images & x.keys() & y.keys())
+    if not ids:
         return
-    x, y = (torch.tensor([share[image] for image in common]) for share in shares)
+    a, b = (torch.tensor([shares[image] for image in ids], dtype=torch.float64) for shares in (x, y))
     yield {
         "stage": one.stage.name,
-        "a": f"{a.name}: {one.system.name}",
-        "b": f"{b.name}: {other.system.name}",
-        "images": len(common),
-        "accuracy_a": x.mean().item(),
-        "accuracy_b": y.mean().item(),
-        "difference": list(metrics.bootstrap(x - y)),
-        **metrics.mcnemar(x > 0.5, y > 0.5)._asdict(),
+        "a": f"{names[0]}: {one.system.name}",
+        "b": f"{names[1]}: {other.system.name}",
+        "images": len(ids),
+        "accuracy_a": a.mean().item(),
+        "accuracy_b": b.mean().item(),
+        "difference": list(metrics.bootstrap(a - b)),
+        **metrics.mcnemar(a > 0.5, b > 0.5)._asdict(),
     }
 
 
@@ -77,11 +97,11 @@ def verify(place: Path, images: int, resources: Resources) -> str:
                 lines = differences(stored, again.spec())
                 raise UserError(f"{place} cannot be run again as it was; what differs is {'; '.join(lines[:3])}.")
             runner.execute(planned.jobs, planned.data, planned.key, again, resources, chosen)
-            counts = [_same(job, ledger, again, chosen) for job in _finished(planned.jobs, again)]
+            counts = [_same(job, ledger, again, chosen) for job in planned.jobs]
     draws, worst = sum(n for n, _ in counts), max(gap for _, gap in counts)
     how = "equal to the bit" if worst == 0 else f"equal within {worst:.1e}"
     names = ", ".join(map(str, sorted(chosen)))
-    return f"Verified images {names}: {draws:,} draws of {len(counts)} stages are {how}."
+    return f"Verified images {names}: candidates, looks and {draws:,} draws of {len(counts)} stages are {how}."
 
 
 def _first(planned: plan.Plan, system: str) -> str:
@@ -89,26 +109,38 @@ def _first(planned: plan.Plan, system: str) -> str:
 
 
 def _same(job: Job, stored: Ledger, again: Ledger, chosen: set[int]) -> tuple[int, float]:
-    """The number of draws compared and their largest difference; a difference beyond rounding is an error."""
-    old, new = (ledger.outcomes(job.system.name, job.stage.name) for ledger in (stored, again))
-    rows = [row for row, image in enumerate(old.ids.tolist()) if image in chosen]
-    name = f"{job.system.name}, {job.stage.name}"
-    if old.ids[rows].tolist() != new.ids.tolist():
-        raise UserError(f"The ledger differs at {name}: it holds other images than the run gives.")
-    gaps = {image: _gap(old, row, new, i) for i, (row, image) in enumerate(zip(rows, new.ids.tolist(), strict=True))}
-    far = [image for image, gap in gaps.items() if gap > TOLERANCE]
+    """The number of draws compared and the largest difference of anything; one beyond rounding is an error."""
+    place, where = (job.system.name, job.stage.name), f"{job.system.name}, {job.stage.name}"
+    ids = [ledger.done(*place) & chosen for ledger in (stored, again)]
+    if ids[0] != ids[1]:
+        raise UserError(f"The ledger differs at {where}: it holds other images than the run gives.")
+    if not ids[0]:
+        return 0, 0.0
+    old, new = (_by_image(ledger, job) for ledger in (stored, again))
+    gaps = {image: _gap(old[image], new[image]) for image in sorted(ids[0])}
+    far = [image for image, gap in gaps.items() if not gap <= TOLERANCE]
     if far:
-        raise UserError(f"The ledger differs at {name}, image {far[0]}: logits by {gaps[far[0]]:.1e}.")
-    return new.logits.shape[1] * len(rows), max(gaps.values(), default=0.0)
+        raise UserError(f"The ledger differs at {where}, image {far[0]}, by {gaps[far[0]]:.1e}.")
+    return sum(len(new[image][0]) for image in gaps), max(gaps.values())
 
 
 TOLERANCE = 1e-3
 
 
-def _gap(old: Outcomes, row: int, new: Outcomes, i: int) -> float:
-    if old.logits[row].shape != new.logits[i].shape:
+def _by_image(ledger: Ledger, job: Job) -> dict[int, list[torch.Tensor]]:
+    """Everything that a stage has of each image: logits, label, candidate, what the attack saw of it."""
+    found = ledger.outcomes(job.system.name, job.stage.name)
+    histories = ([torch.tensor(values) for values in part] for part in (found.losses, found.wrongs))
+    parts = (found.logits, found.y, found.x, found.distance, found.loss, found.wrong, *histories)
+    return {image: [part[row] for part in parts] for row, image in enumerate(found.ids.tolist())}
+
+
+def _gap(old: list[torch.Tensor], new: list[torch.Tensor]) -> float:
+    if any(a.shape != b.shape for a, b in zip(old, new, strict=True)):
         return float("inf")
-    return float((old.logits[row] - new.logits[i]).abs().max())
+    return max(
+        float((a.double() - b.double()).abs().max()) if a.numel() else 0.0 for a, b in zip(old, new, strict=True)
+    )
 
 
 def export(place: Path, out: Path) -> Path:
@@ -164,7 +196,7 @@ def model_info(found: dict, name: str) -> dict:
         "name": name,
         "authors": None,
         "additional_data": None,
-        "number_forward_passes": certificate.get("steps", 0) + 1,
+        "number_forward_passes": certificate["steps"] + 1 if "steps" in certificate else None,
         "dataset": found["data"]["name"],
         "venue": None,
         "architecture": name,
@@ -179,7 +211,7 @@ def model_info(found: dict, name: str) -> dict:
         "ledger_digest": found["ledger_digest"],
         "subset_sha": found["data"]["sha256"],
         "images": last and last["images"],
-        "stochastic": bool(certificate.get("random")),
+        "stochastic": (found.get("random") or {}).get(name),
         "deployment_rule": last and last["vote"],
         "draws": last and last["draws"],
         "eot": main.get("eot"),

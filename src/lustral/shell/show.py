@@ -60,7 +60,8 @@ def table(found: dict) -> None:
 def _cells(row: dict) -> list[str]:
     null = "—" if row["null"] is None else f"{row['null']:.1%}"
     looked = f"{row['null_looked']['accuracy']:.1%}" if row.get("null_looked") else "—"
-    counts = str(row["attacked"]), str(row["draws"]), str(row["eot"] or "—"), str(row["looks"])
+    left = row["images"] if row["attacked"] == row["images"] else f"{row['attacked']} of {row['images']}"
+    counts = str(left), str(row["draws"]), str(row["eot"] or "—"), str(row["looks"])
     mark = "*" if row.get("held") else ""
     return [
         row["system"],

@@ -16,6 +16,7 @@ from ..core.adjoint import Checkpointed, Skip
 from ..core.errors import UserError
 from ..core.threat import Threat
 from ..evaluate.protocol import System
+from ..evaluate.suites import probe
 from ..purifiers.adaptive import Adaptive, AdaptivePublished
 from .options import Search
 
@@ -81,7 +82,7 @@ ATTACKS: dict[str, Callable[[Making], Attack | None]] = {
     "fixed": lambda m: m.pgd(exact(1, m.budget), None),
     "known init": lambda m: m.pgd(m.exact(), m.select),
     "known step": lambda m: m.pgd(m.exact(), m.select),
-    "spsa": lambda m: m.pgd(SPSA(64 * m.eot, m.threat.eps / 4), m.select or Selection()),
+    "spsa": lambda m: m.pgd(SPSA(64 * m.eot, probe(m.threat)), m.select or Selection()),
     "bpda signs": lambda m: m.pgd(SignVoted(bpda(m.eot)), m.select),
     "joint score": _score,
     "joint full": lambda m: m.pgd(Joint(bpda(m.eot), Displacement(m.system.defence.purifier, m.eot)), m.select),
