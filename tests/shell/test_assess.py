@@ -30,6 +30,9 @@ def test_purifiers_of_ones_own_are_evaluated_and_compared_in_one_call(tmp_path):
     assert rows["blurred", "worst"]["draws"] == 20
     assert rows["blurred", "clean"]["accuracy"] > rows["blurred", "worst"]["accuracy"]
     assert len(found["paired"]) == 1
+    assert rows["bare", "clean"]["forward"] == 6
+    assert rows["bare", "exact"]["backward"] > 0
+    assert not net._forward_hooks
     assert json.loads(Path(tmp_path, "run", "results.json").read_text())["ledger_digest"] == found["ledger_digest"]
     assert found["suite"] == "lustral-smoke-1"
 

@@ -140,6 +140,13 @@ class Meter:
             self._local.count = Count()
         return self._local.count
 
+    def note(self, out: Tensor) -> None:
+        """Counts the rows of a network's output, and later those of its gradient."""
+        count = self.here
+        count.forward += len(out)
+        if out.requires_grad:
+            out.register_hook(partial(_count_backward, count))
+
     def watch(self, fn: Callable[..., Tensor]) -> "Metered":
         """The same function, counted here."""
         return Metered(fn, self)
@@ -161,10 +168,8 @@ class Metered:
         return self.inner.sigma_max
 
     def __call__(self, *args: Tensor) -> Tensor:
-        out, count = self.inner(*args), self.meter.here
-        count.forward += len(out)
-        if out.requires_grad:
-            out.register_hook(partial(_count_backward, count))
+        out = self.inner(*args)
+        self.meter.note(out)
         return out
 
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from ..core.noise import Key
 from ..core.threat import Threat
-from ..defence import Defence
+from ..defence import Defence, modules_in
+from ..denoisers.base import Meter
 from ..evaluate import suites
 from ..evaluate.protocol import Data, System
 from . import folder, plan, results, runner
@@ -35,10 +37,12 @@ def assess(
     """
     resources = resources or Resources()
     named = defences if isinstance(defences, dict) else {"defence": defences}
-    systems = [System(name, defence.eval()) for name, defence in named.items()]
+    systems = [System(name, defence.eval(), Meter()) for name, defence in named.items()]
     systems = [replace(system, random=plan.draws_noise(system, data)) for system in systems]
     jobs = suites.jobs(suite, systems, threat, len(data.ids), int(resources.budget * 2**30))
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as watching:
+        for system in systems:
+            _count(system, watching)
         place, key = Path(out or scratch), Key(seed)
         with runner.open_ledger(jobs, data, key, place, {"suite": suites.title(suite)}) as ledger:
             runner.certify_all(systems, data, threat, key, ledger, resources, suite)
@@ -48,6 +52,14 @@ def assess(
     if out is not None:
         folder.publish(Path(out), found, shown)
     return found
+
+
+def _count(system: System, watching: ExitStack) -> None:
+    """Lets the system's meter count the rows of its networks; functions that hold theirs in a closure are not seen."""
+    defence, meter = system.defence, system.meter
+    for net in modules_in(defence.classifier if defence.purifier is None else defence.purifier):
+        hook = net.register_forward_hook(lambda _, inputs, out: meter.note(out))
+        watching.callback(hook.remove)
 
 
 def _fold(
