@@ -92,6 +92,7 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (resources.files(__package__) / name).read_text(encoding="utf-8")),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -101,7 +102,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {"percent": _percent, "interval": _interval, "estimate": _estimate, "number": _number}
     environment.filters |= {"histogram": _histogram, "points": _points}
     environment.filters |= {"claim": _claim, "stage": lambda name: STAGES.get(name, name), "seconds": _seconds}
-    return environment.from_string((resources.files(__package__) / "report.html").read_text(encoding="utf-8"))
+    return environment.get_template("report.html")
 
 
 # Numbers as text
