@@ -37,7 +37,7 @@ _HOMES = {
     "attacks.stadv": ("Flow", "StAdv"),
     "evaluate.protocol": ("Data",),
     "shell.assess": ("assess",),
-    "shell.library": ("classifier", "data", "denoiser"),
+    "shell.shipped": ("classifier", "data", "denoiser"),
 }
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_NAMES)]
@@ -82,4 +82,4 @@ if TYPE_CHECKING:
     from .samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
     from .schedules import VE, VP, DiscreteVP
     from .shell.assess import assess
-    from .shell.library import classifier, data, denoiser
+    from .shell.shipped import classifier, data, denoiser
