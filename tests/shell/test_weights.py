@@ -42,6 +42,51 @@ def test_lists_in_a_card_become_the_tuples_that_networks_expect():
     assert sum("qkv" in name for name in model.state_dict()) > 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [
+        ("VPEps", {"type": "VP", "beta_max": 15.0}),
+        ("VPEps", {"type": "DiscreteVP.linear", "n": 100}),
+        ("VPredict", {"type": "DiscreteVP.cosine", "n": 50}),
+        ("VPredict", {"type": "DiscreteVP", "betas": [0.1, 0.2, 0.3]}),
+    ],
+)
+def test_a_network_on_a_schedule_is_saved_and_loaded(tmp_path, kind, schedule):
+    inner = {"type": "DDPM", "channels": 1, "width": 4, "mult": [1, 2], "blocks": 1}
+    card = replace(CARD, architecture={"type": kind, "net": inner, "schedule": schedule})
+    place, model, x = tmp_path / "own.safetensors", scramble(weights.build(card.architecture)), digits(3).x
+    weights.save(place, model, card)
+    found, _ = weights.load(str(place), "denoiser")
+    sigma = torch.full((3,), 0.2)
+    assert found.schedule == model.schedule
+    assert torch.equal(found(x, sigma), model(x, sigma))
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"type": "ResNet", "channels": 1, "width": 4, "mean": [0.1], "std": [0.3], "activation": "celu"},
+        {"type": "WideResNet", "channels": 1, "depth": 10, "widen": 1, "activation": "silu"},
+        {"type": "NCSN", "net": {"type": "RefineNet", "channels": 1, "width": 4}, "sigma_max": 1.0},
+    ],
+)
+def test_every_network_is_saved_and_loaded(tmp_path, architecture):
+    place, model, x = tmp_path / "own.safetensors", scramble(weights.build(architecture)), digits(3).x
+    weights.save(place, model, replace(CARD, architecture=architecture))
+    found, _ = weights.load(str(place), "denoiser")
+    more = (torch.full((3,), 0.2),) if architecture["type"] == "NCSN" else ()
+    assert torch.equal(found(x, *more), model(x, *more))
+
+
+def test_a_schedule_is_no_network_and_a_network_no_schedule():
+    inner, schedule = {"type": "DDPM", "width": 4}, {"type": "VP"}
+    for wrong in ({"net": schedule, "schedule": schedule}, {"net": inner, "schedule": inner}):
+        with pytest.raises(UserError, match="Unknown architecture"):
+            weights.build({"type": "VPEps", **wrong})
+    with pytest.raises(UserError, match="does not fit this version"):
+        weights.build({"type": "VPEps", "net": inner, "schedule": "VP"})
+
+
 @pytest.mark.parametrize("name", ["digits-cnn", "digits-unet"])
 def test_shipped_weights_are_found_by_name_and_match_their_cards(name):
     card = weights.card(weights.find(name))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,14 +15,36 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from ..classifiers.resnet import ResNet
 from ..classifiers.small import SmallCNN
+from ..classifiers.wide import WideResNet
 from ..core.errors import UserError, unknown
 from ..denoisers import preconditioning
+from ..denoisers.nets.ddpm import DDPM
+from ..denoisers.nets.refinenet import RefineNet
 from ..denoisers.nets.unet import UNet
+from ..schedules import VP, DiscreteVP
 from .files import replacing, saying, write_text
 
-# What a card may name. A card is data: names outside this table are refused.
-ARCHITECTURES: dict[str, type[nn.Module]] = {"SmallCNN": SmallCNN, "UNet": UNet, "EDM": preconditioning.EDM}
+# What a card may name. A card is data: names outside these tables are refused.
+ARCHITECTURES: dict[str, Callable[..., Any]] = {
+    "SmallCNN": SmallCNN,
+    "ResNet": ResNet,
+    "WideResNet": WideResNet,
+    "UNet": UNet,
+    "DDPM": DDPM,
+    "RefineNet": RefineNet,
+    "EDM": preconditioning.EDM,
+    "VPEps": preconditioning.VPEps,
+    "VPredict": preconditioning.VPredict,
+    "NCSN": preconditioning.NCSN,
+}
+SCHEDULES: dict[str, Callable[..., Any]] = {
+    "VP": VP,
+    "DiscreteVP": DiscreteVP,
+    "DiscreteVP.linear": DiscreteVP.linear,
+    "DiscreteVP.cosine": DiscreteVP.cosine,
+}
 
 
 @dataclass(frozen=True)
@@ -47,19 +70,23 @@ class Card:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def build(architecture: dict[str, Any]) -> nn.Module:
-    """A network from its description, ``{"type": ..., **arguments}``."""
+def build(architecture: dict[str, Any], known: Mapping[str, Callable[..., Any]] = ARCHITECTURES) -> Any:
+    """A network from its description, ``{"type": ..., **arguments}``; its ``schedule`` is described likewise."""
     description = dict(architecture)
     kind = description.pop("type", None)
-    if kind not in ARCHITECTURES:
-        raise unknown("architecture", kind, ARCHITECTURES)
+    if kind not in known:
+        raise unknown("architecture", kind, known)
     arguments = {
-        name: build(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        name: build(value, SCHEDULES if name == "schedule" else ARCHITECTURES)
+        if isinstance(value, dict)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
         for name, value in description.items()
     }
     try:
-        return ARCHITECTURES[kind](**arguments)
-    except TypeError as e:
+        return known[kind](**arguments)
+    except (TypeError, AttributeError) as e:
         raise UserError(f"The card's description of {kind} does not fit this version of Lustral: {e}.") from e
 
 
@@ -69,7 +96,7 @@ def save(path: Path, model: nn.Module, card: Card) -> Card:
     with replacing(path) as scratch:
         scratch.write_bytes(to_bytes(state))
         sha256 = _sha256(scratch)
-    facts = asdict(card) | {"sha256": sha256, "parameters": sum(t.numel() for t in state.values())}
+    facts = asdict(card) | {"sha256": sha256, "parameters": sum(p.numel() for p in model.parameters())}
     write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     return Card(**facts)
 
