@@ -28,8 +28,8 @@ EVALUATION = [
     "--micro_batch=32",
 ]
 SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--micro_batch=32"]
-TRAINING = ["--width=8", "--recipe.steps=80", "--recipe.batch=16", "--threads=1"]
-SAVING_ALWAYS = "from lustral.shell import tasks; tasks.SAVE_EVERY = 0.0; from lustral.shell.cli import entry; entry()"
+TRAINING = ["--network.width=8", "--recipe.steps=80", "--recipe.batch=16", "--threads=1"]
+SAVING_ALWAYS = "from lustral.shell import fit; fit.SAVE_EVERY = 0.0; from lustral.shell.cli import entry; entry()"
 PATIENCE = 60.0
 
 
@@ -109,18 +109,27 @@ def test_a_suite_killed_in_the_middle_of_every_stage_ends_with_the_same_ledger(t
     assert [row["accuracy"] for row in found["rows"]] == [row["accuracy"] for row in expected["rows"]]
 
 
-def test_a_killed_training_ends_with_the_same_weights(tmp_path):
+TASKS = {
+    "classifier": ["classifier", *TRAINING, "--network.kind=resnet"],
+    "addt": ["addt", *TRAINING, "--recipe.steps=40"],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_training_killed_three_times_ends_with_the_same_weights(task, tmp_path):
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     checkpoint = killed.with_suffix(".checkpoint")
-    assert main(["train", "classifier", str(whole), *TRAINING]) == 0
+    name, *options = TASKS[task]
+    assert main(["train", name, str(whole), *options]) == 0
 
     def step() -> int:
         return weights.load_checkpoint(checkpoint)["step"] if checkpoint.exists() else 0
 
-    program = ["-c", SAVING_ALWAYS, "train", "classifier", str(killed), *TRAINING]
-    assert kill_when(lambda: step() >= 20, program, pause=0.004)
-    assert 20 <= step() < 80
-    assert not killed.exists()
-    assert main(["train", "classifier", str(killed), *TRAINING]) == 0
+    program = ["-c", SAVING_ALWAYS, "train", name, str(killed), *options]
+    for moment in (1, 12, 25):
+        assert kill_when(lambda moment=moment: step() >= moment, program, pause=0.004)
+        assert moment <= step() < 40
+        assert not killed.exists()
+    assert main(["train", name, str(killed), *options]) == 0
     assert killed.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()

@@ -253,9 +253,9 @@ def test_show_prints_the_table_of_a_run(run, lustral, capsys):
 
 
 def test_train_writes_weights_that_can_be_used_at_once(lustral, capsys):
-    options = ["--width=8", "--recipe.steps=60", "--recipe.batch=64", "--recipe.lr=0.01"]
+    options = ["--network.width=8", "--recipe.steps=60", "--recipe.batch=64", "--recipe.lr=0.01"]
     assert lustral("train", "classifier", "net.safetensors", *options) == 0
-    assert {p.name for p in Path().iterdir()} == {"net.safetensors", "net.json"}
+    assert {p.name for p in Path().iterdir()} == {"net.safetensors", "net.json", "net.csv", "net.png"}
     card = json.loads(Path("net.json").read_text())
     assert card["measured"]["test_accuracy"] > 0.5
     assert card["recipe"]["steps"] == 60
@@ -266,7 +266,7 @@ def test_train_writes_weights_that_can_be_used_at_once(lustral, capsys):
 
 
 def test_a_denoiser_can_be_trained_and_purifies(lustral):
-    options = ["--width=4", "--recipe.steps=3", "--recipe.batch=8"]
+    options = ["--network.width=4", "--recipe.steps=3", "--recipe.batch=8"]
     assert lustral("train", "denoiser", "net.safetensors", *options) == 0
     assert json.loads(Path("net.json").read_text())["measured"].keys() >= {"test_rmse_at_0.1"}
     np.save("in.npy", digits(2).x.numpy())

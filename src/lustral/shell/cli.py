@@ -6,18 +6,23 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli, set_parsing_settings
+from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
 from ..core.errors import UserError
 from ..training.recipe import Recipe
 from .options import (
+    Adversary,
     Classification,
     Entry,
     Evaluation,
+    Network,
+    Noise,
     Purification,
     Resources,
     Search,
+    SetName,
     StageName,
+    TaskName,
     ThreatModel,
 )
 
@@ -38,29 +43,60 @@ def demo(out: Path = Path("lustral-demo"), images: int = 64, seed: int = 0, reso
     show.places(out)
 
 
-def train(
-    task: Literal["classifier", "denoiser"],
-    out: Path,
-    data: str = "digits",
-    width: int | None = None,
-    recipe: Recipe = Recipe(),
-    threads: int | None = None,
-) -> None:
-    """Train a classifier or a denoiser, and write safetensors with a card. An interrupted run goes on where it stopped.
+def get_data(name: SetName, folder: Path | None = None, from_: str | None = None) -> None:
+    """Download a standard set, with checksums; an interrupted download goes on where it stopped.
 
     Args:
-        task: What to train.
-        out: The .safetensors file to write; its card (.json) and, until the end, a checkpoint lie beside it.
-        data: digits, or an .npz file with arrays x and y.
-        width: Channels of the network's first level; default 32 for classifiers, 24 for denoisers.
+        name: cifar10, cifar100, mnist, fashion-mnist or digits (which need no download).
+        folder: Where to; default: the environment's LUSTRAL_DATA, or the user's cache.
+        from_: A folder that holds the published files, or a mirror's URL, in place of the publisher.
+    """
+    from . import commands, show
+
+    for text in commands.data(name, folder, from_):
+        show.line(text)
+
+
+def train(
+    task: TaskName,
+    out: Path,
+    data: str = "digits",
+    split: Literal["train", "fit"] = "train",
+    extra: str | None = None,
+    network: Network = Network(),
+    noise: Noise = Noise(),
+    adversary: Adversary = Adversary(),
+    smoothing: float = 0.0,
+    recipe: Recipe = Recipe(),
+    check_every: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Train a network, and write safetensors with a card, a log and pictures. Resumes where it stopped.
+
+    With several processes: torchrun --nproc_per_node N -m lustral train …
+
+    Args:
+        task: classifier, pgd-at and trades make classifiers; denoiser, addt and adbm make denoisers.
+        out: The .safetensors file to write; its card, log and pictures lie beside it, and until the end a checkpoint.
+        data: digits, cifar10 or another set of `lustral data`, a folder, or an .npz file with arrays x and y.
+        split: All training images (train), or those that are not kept for validation (fit).
+        extra: More labelled images, for example generated ones, of which every batch takes --recipe.extra_share.
+        network: What is trained.
+        noise: What noise a denoiser learns to remove.
+        adversary: Whom adversarial training trains against.
+        smoothing: Label smoothing of classifiers.
         recipe: How to train.
+        check_every: Steps between measurements of the averaged network (-checks.csv); 0: none on the way.
         threads: CPU threads; default: all.
     """
-    from . import build, show, tasks
+    from . import build, fit, show, tasks
 
     build.prepare(Resources(threads=threads))
-    show.card(tasks.run(task, out, data, width, recipe))
-    show.done(out)
+    asked = tasks.Asked(task, network, noise, adversary, smoothing, recipe.seed)
+    made = fit.run(asked, out, fit.Choice(data, split, extra), recipe, check_every)
+    if made is not None:
+        show.card(made)
+        show.done(out)
 
 
 def purify_files(
@@ -100,7 +136,7 @@ def attack(
 
     Args:
         out: The .npz file to write.
-        data: digits (its test images), or an .npz file with arrays x and y.
+        data: digits, cifar10, cifar100, mnist or fashion-mnist (the test images), a folder, an .npz file, or hf:NAME.
         images: How many, from the first on.
         stage: What the attacker knows and does.
         purification: How images are purified.
@@ -140,7 +176,7 @@ def evaluate(
 
     Args:
         out: Folder of the run. It belongs to one evaluation; another one is refused.
-        data: digits (its test images), or an .npz file with arrays x and y.
+        data: digits, cifar10, cifar100, mnist or fashion-mnist (the test images), a folder, an .npz file, or hf:NAME.
         images: How many, from the first on.
         suite: smoke, quick, standard or gold: a fixed list of attacks with a version, so that a number says how it was
             found; replaces stages, search and draws.
@@ -274,6 +310,7 @@ DESCRIPTION = "Lustral cleans attacked images before a classifier sees them, and
 # Functions here must not bear a name of the lazy façade: the parser would look it up there and load torch for --help.
 COMMANDS = {
     "demo": demo,
+    "data": get_data,
     "train": train,
     "purify": purify_files,
     "attack": attack,
@@ -289,6 +326,15 @@ COMMANDS = {
 }
 
 
+class Parser(ArgumentParser):
+    """Spells the option ``from_``, whose name Python keeps for itself, as people would."""
+
+    def add_argument(self, *names, **options):
+        if names == ("--from_",):
+            names, options = ("--from",), options | {"dest": "from_", "metavar": "FOLDER_OR_URL"}
+        return super().add_argument(*names, **options)
+
+
 def main(args: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0, 2 for a mistake that the message explains, 130 for Ctrl-C."""
     # Threads that spin for long while they wait make everything ten times slower beside a busy neighbour, and ones that
@@ -296,7 +342,7 @@ def main(args: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
-        auto_cli(COMMANDS, args=args, description=DESCRIPTION, exit_on_error=False)
+        auto_cli(COMMANDS, args=args, description=DESCRIPTION, exit_on_error=False, parser_class=Parser)
     except UserError as e:
         print(f"lustral: {e}", file=sys.stderr)
         return 2

@@ -1,5 +1,7 @@
 """What the commands do, below the command line and above the rooms."""
 
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +11,31 @@ from ..core import kernel
 from ..core.errors import UserError
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
-from . import build, folder, pictures, plan, weights
+from . import build, download, folder, pictures, plan, weights
 from . import data as datasets
 from .files import replacing, write_text
 from .ledger import Ledger
 from .options import Classification, Entry, Evaluation, Purification, Resources, Search, ThreatModel
 from .report import render
 from .terminal import command, progress
+
+
+def data(name: str, place: Path | None, source: str | None) -> Iterator[str]:
+    """Fetches a standard set where it is not there yet, and says where it is, what it holds, and what to do next."""
+    if name != "digits":  # which come with scikit-learn
+        there = datasets.folder() / name if place is None else place
+        fetched = download.fetch(name, there, source)
+        already = f"{name} is there already, in {datasets.folder() if place is None else place}"
+        yield f"→ {there}" if fetched else already
+    used = name if place is None or name == "digits" else str(place)
+    parts = datasets.parts(used)
+    train, validation, test = (parts.pick(split, used) for split in ("train", "validation", "test"))
+    shape, classes = "×".join(map(str, train.x.shape[1:])), int(train.y.max()) + 1
+    yield (
+        f"{name}: {len(train.ids):,} training images ({len(validation.ids):,} of them for validation), "
+        f"{len(test.ids):,} test images, {shape}, {classes} classes"
+    )
+    yield f"next: lustral train classifier {name}.safetensors --data {shlex.quote(used)}"
 
 
 def purify(source: Path, target: Path, how: Purification, seed: int | None, batch: int) -> Path:

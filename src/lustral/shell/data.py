@@ -1,62 +1,162 @@
-"""Labelled images with stable ids and fixed splits."""
+"""Labelled images with stable ids and fixed splits: a standard set, a folder, an .npz file, a set of Hugging Face's."""
 
+import difflib
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core import check
 from ..core.errors import UserError, unknown
 from ..evaluate.protocol import Data
+from . import imagefolder, readers
 from .files import saying
+from .splits import SPLITS, Labelled, Parts
 
-SPLITS = ("train", "test")
-DIGITS_TRAIN = 1200
+DIGITS_TRAIN, DIGITS_VALIDATION = 1200, 200
+NAMES = ("digits", *readers.FORMS)
+FOLDER = "LUSTRAL_DATA"
+HUGGINGFACE = "hf:"
 
 
 def load(name: str, split: str = "test") -> Data:
-    """A data set by name (``digits``) or from an .npz file with arrays x and y (all of it, whatever the split)."""
+    """A split of a data set, its images as floats in [0, 1].
+
+    ``name`` is one of ``NAMES`` (found in ``folder()``, where ``lustral data`` puts it), the path of a folder or an
+    archive in a published format, of a folder of class folders, or of an .npz file with x and y or x_train, y_train,
+    x_test and y_test, or ``hf:`` and a name on Hugging Face. What the splits are is said in ``splits.py``; a set
+    without splits is all of it for train as for test.
+    """
+    found = load_bytes(name, split)
+    return found._replace(x=as_floats(found.x))
+
+
+def load_bytes(name: str, split: str = "test") -> Data:
+    """The same, with images as they are stored: uint8 where a set has 8 bits, else floats in [0, 1] (digits, some npz).
+
+    That is a quarter of the memory; ``as_floats`` turns a batch into what networks take.
+    """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    return parts(name).pick(split, name)
+
+
+def as_floats(x: Tensor) -> Tensor:
+    """Images of ``load_bytes`` as floats in [0, 1]."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def folder() -> Path:
+    """Where standard sets are kept: the environment's LUSTRAL_DATA, or the user's cache."""
+    if os.environ.get(FOLDER):
+        return Path(os.environ[FOLDER]).expanduser()
+    if sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "lustral" / "data"
+
+
+def standard(name: str, places: list[Path] | None = None) -> Parts | None:
+    """A set of ``readers.FORMS`` from the first of these places that holds it; by default, from the data folder."""
+    root = folder()
+    # MNIST's files and Fashion-MNIST's have the same names, so only a folder of its own says which it is.
+    spellings = (name, name.replace("-", "_"), *readers.HOMES[name])
+    for place in places or [root / spelling for spelling in spellings]:
+        found = readers.published(place, (name,)) if place.exists() else None
+        if found is not None:
+            return found
+    return None
+
+
+def parts(name: str) -> Parts:
+    """The set by its own splits; images are read when a split is picked."""
     if name == "digits":
-        return _digits(split)
-    if name.endswith(".npz"):
-        return _npz(Path(name))
-    raise UserError(f"Unknown data {name!r}; it is 'digits' or the path of an .npz file with arrays x and y.")
+        return _digits()
+    if name in readers.FORMS:
+        found = standard(name)
+        if found is None:
+            raise UserError(
+                f"{name} is not in {folder()}; fetch it with `lustral data {name}`, or name a folder that holds it."
+            )
+        return found
+    if name.startswith(HUGGINGFACE):
+        from . import huggingface
+
+        return huggingface.read(name.removeprefix(HUGGINGFACE))
+    path = Path(name).expanduser()
+    if path.suffix == ".npz":
+        return _npz(path)
+    if path.exists():
+        found = readers.published(path)
+        if found is None and path.is_dir():
+            return imagefolder.read(path)
+        if found is not None:
+            return found
+    elif len(path.parts) > 1:
+        raise UserError(f"Cannot read {path}: there is no such file or folder; check the path.")
+    close = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UserError(
+        f"Unknown data {name!r}.{hint} It is one of {', '.join(map(repr, NAMES))}, a folder or archive of a set, "
+        "the path of an .npz file with arrays x and y, or hf: and a name on Hugging Face."
+    )
 
 
-def _digits(split: str) -> Data:
+def _digits() -> Parts:
     """The 1797 handwritten digits of scikit-learn, 8×8 with 17 grey levels.
 
-    The first 1200 are for training, the last 597 for testing. The file is in the order of the writers, so a contiguous
-    split keeps most test writers out of training, which a shuffled one would not. Ids are positions in the file.
+    The first 1200 are for training (the last 200 of them for validation), the last 597 for testing. The file is in the
+    order of the writers, so a contiguous split keeps most test writers out of training, which a shuffled one would not.
+    Ids are positions in the file.
     """
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    ids = torch.arange(len(raw.target))
+    ids, y = torch.arange(len(raw.target)), torch.tensor(raw.target, dtype=torch.long)
     x = torch.tensor(raw.images / 16, dtype=torch.float32)[:, None]
-    data = Data(ids, x, torch.tensor(raw.target, dtype=torch.long))
-    return data[:DIGITS_TRAIN] if split == "train" else data[DIGITS_TRAIN:]
+    halves = {"train": slice(DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None)}
+    own = {split: Labelled(y[rows], lambda rows=rows: x[rows], ids[rows]) for split, rows in halves.items()}
+    return Parts(own, DIGITS_VALIDATION)
 
 
-def _npz(path: Path) -> Data:
+def _npz(path: Path) -> Parts:
     arrays = read_arrays(path)
-    if "x" not in arrays or "y" not in arrays:
+    if "x" in arrays and "y" in arrays:
+        x, y = _labelled(arrays["x"], arrays["y"], "y", str(path))
+        ids = arrays.get("ids", np.arange(len(x)))
+        if ids.shape != (len(x),) or ids.dtype.kind not in "iu" or len(np.unique(ids)) != len(x):
+            raise UserError(f"{path}: ids must be {len(x)} different whole numbers, one per image.")
+        return Parts.whole(Data(torch.as_tensor(ids).long(), x, y))
+    splits = [split for split in ("train", "test", "validation") if f"x_{split}" in arrays and f"y_{split}" in arrays]
+    if not splits:
         raise UserError(
-            f"{path} must hold arrays x (images) and y (labels) but holds {', '.join(arrays) or 'nothing'}."
+            f"{path} must hold arrays x (images) and y (labels), or x_train, y_train, x_test and y_test, but holds "
+            f"{', '.join(arrays) or 'nothing'}."
         )
-    x, y = as_images(arrays["x"], str(path)), arrays["y"]
+    own = {}
+    for split in splits:
+        x, y = _labelled(arrays[f"x_{split}"], arrays[f"y_{split}"], f"y_{split}", str(path))
+        own[split] = Labelled(y, lambda x=x: x)
+    return Parts.in_order(own, by_order=False)
+
+
+def _labelled(images: np.ndarray, labels: np.ndarray, name: str, path: str) -> tuple[Tensor, Tensor]:
+    x = as_stored(images, path)
     if not len(x):
         raise UserError(f"{path} holds no images; save at least one.")
-    if y.shape != (len(x),) or y.dtype.kind not in "iu":
-        raise UserError(f"{path}: y must be {len(x)} whole numbers, one per image, not {y.dtype} of shape {y.shape}.")
-    if y.min() < 0:
-        raise UserError(f"{path}: y must count classes from 0, but holds {y.min()}.")
-    ids = arrays.get("ids", np.arange(len(x)))
-    if ids.shape != (len(x),) or ids.dtype.kind not in "iu" or len(np.unique(ids)) != len(x):
-        raise UserError(f"{path}: ids must be {len(x)} different whole numbers, one per image.")
-    return Data(torch.as_tensor(ids).long(), x, torch.as_tensor(y).long())
+    if labels.shape != (len(x),) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: {name} must be {len(x)} whole numbers, one per image, not {labels.dtype} of shape {labels.shape}."
+        )
+    if labels.min() < 0:
+        raise UserError(f"{path}: {name} must count classes from 0, but holds {labels.min()}.")
+    return x, torch.as_tensor(labels.astype(np.int64))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -75,13 +175,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             ) from e
 
 
-def as_images(array: np.ndarray, name: str) -> torch.Tensor:
+def as_images(array: np.ndarray, name: str) -> Tensor:
     """Float images [b, c, h, w] in [0, 1] from an array of 8-bit or float images, channels first or last or missing."""
-    if array.dtype == np.uint8:
-        array = array.astype(np.float32) / 255
-    elif array.dtype.kind != "f":
+    return as_floats(as_stored(array, name))
+
+
+def as_stored(array: np.ndarray, name: str) -> Tensor:
+    """Images [b, c, h, w] from such an array, as uint8 or as floats in [0, 1], whichever they are."""
+    if array.dtype.kind != "f" and array.dtype != np.uint8:
         raise UserError(f"{name} must hold 8-bit integers or floats in [0, 1], not {array.dtype}.")
-    x = torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32))
+    x = torch.as_tensor(np.require(array, np.uint8 if array.dtype == np.uint8 else np.float32, ["C", "W"]))
     if x.dim() == 3:
         x = x[:, None]
     elif x.dim() == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
@@ -90,4 +193,4 @@ def as_images(array: np.ndarray, name: str) -> torch.Tensor:
         raise UserError(
             f"{name} must be [n, h, w], [n, c, h, w] or [n, h, w, c] with 1 or 3 channels, not {array.shape}."
         )
-    return check.images(x, name).clamp(0, 1)
+    return x if x.dtype == torch.uint8 else check.images(x, name).clamp(0, 1)

@@ -9,7 +9,10 @@ from typing import Literal
 Method = Literal["none", "diffpure", "adp"]
 Solver = Literal["sde", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
 VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
+SetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion-mnist"]
 Norm = Literal["linf", "l2", "l1"]
+NetName = Literal["small", "resnet", "wide", "unet", "ddpm", "refinenet"]
+TaskName = Literal["classifier", "denoiser", "addt", "adbm", "pgd-at", "trades"]
 LossName = Literal["cross-entropy", "margin", "dlr"]
 StageName = Literal[
     "clean", "null", "blind", "bpda", "exact", "fixed", "known init", "known step", "spsa", "bpda signs", "joint score",
@@ -105,6 +108,55 @@ class Entry:
     """How images are purified."""
     classification: Classification = Classification()
     """How they are classified."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained."""
+
+    kind: NetName | None = None
+    """small, resnet or wide for classifiers (default small), unet, ddpm or refinenet for denoisers (default unet)."""
+    width: int | None = None
+    """Channels of its first level, a multiple of 2; default: 32 for small, 64 for resnet, 16 for unet, 128 for ddpm and
+    refinenet, and the factor 10 for wide."""
+    depth: int = 28
+    """Layers of wide."""
+    levels: int = 2
+    """Resolutions of unet; the width doubles with each."""
+    blocks: int = 1
+    """Residual blocks of a level of unet, ddpm."""
+    patch: int = 2
+    """unet works on squares of this many pixels, which divides its cost by their number."""
+    activation: Literal["relu", "silu"] = "relu"
+    """Of resnet and wide."""
+    start: str | None = None
+    """Weights to begin with (fine-tuning); they bring their network, and the options above are not used."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What noise a denoiser learns to remove, and how errors are weighed."""
+
+    objective: Literal["log-uniform", "edm", "ddpm", "dsm", "v"] = "log-uniform"
+    """edm, ddpm (noise prediction), dsm (NCSN, refinenet), v; log-uniform: EDM's weights, every octave alike."""
+    t_max: float = 0.3
+    """The largest noise, as a time in (0, 1] of the VP process. A purifier needs none beyond its t*."""
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Whom adversarial training trains against."""
+
+    guide: str = "digits-cnn"
+    """addt, adbm: the frozen classifier that is to be fooled."""
+    eps: float = 0.1875
+    """adbm, pgd-at, trades: Linf radius, for images in [0, 1]."""
+    steps: int = 10
+    """pgd-at, trades: steps of the search, each of 2.5·eps/steps."""
+    beta: float = 6.0
+    """trades: weight of the adversarial term."""
+    mapped: bool = True
+    """addt: rank-based Gaussian mapping; without it, the Linf ablation."""
 
 
 @dataclass(frozen=True)

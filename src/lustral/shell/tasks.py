@@ -1,108 +1,198 @@
-"""What ``lustral train`` trains: from data to safetensors with a card, surviving interruption."""
+"""What ``lustral train`` can train: from options to a network and an objective."""
 
-import time
+import math
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.errors import UserError, unknown
-from ..core.noise import Key
+from ..core.threat import Linf
 from ..evaluate.protocol import Data
-from ..training.loop import train
-from ..training.objectives import CrossEntropy, DenoisingEDM, Objective
-from ..training.recipe import Recipe
-from . import data as datasets
-from . import weights
-from .terminal import command, console, progress, versions
+from ..schedules import VP
+from ..training.adbm import ADBM
+from ..training.addt import ADDT, ADDTUnmapped
+from ..training.adversarial import PGDAT, TRADES
+from ..training.denoising import Denoising
+from ..training.levels import Geometric, LogNormal, LogUniform, Times
+from ..training.objectives import CrossEntropy, Objective
+from . import measures, weights
+from .options import Adversary, Network, Noise, TaskName
 
-SAVE_EVERY = 60.0
-SIGMAS = (0.05, 0.1, 0.2, 0.3)
-WIDTHS = {"classifier": 32, "denoiser": 16}
-
-
-def _classifier(train_set: Data, width: int) -> tuple[dict, Objective]:
-    classes = int(train_set.y.max()) + 1
-    return {"type": "SmallCNN", "channels": train_set.x.shape[1], "width": width, "classes": classes}, CrossEntropy()
+TASKS = TaskName.__args__
+CLASSIFIERS = ("classifier", "pgd-at", "trades")
+SIGMA_MIN = 0.01
 
 
-def _denoiser(train_set: Data, width: int) -> tuple[dict, Objective]:
-    spread = round(float(train_set.x.std()), 4)
-    net = {"type": "UNet", "channels": train_set.x.shape[1], "width": width, "mult": [1, 2], "blocks": 1, "patch": 2}
-    objective = DenoisingEDM(sigma_min=0.01, sigma_max=1.0, sigma_data=spread)
-    limits = {"sigma_min": objective.sigma_min, "sigma_max": objective.sigma_max}
-    return {"type": "EDM", "net": net, "sigma_data": spread, **limits}, objective
+@dataclass(frozen=True)
+class Task:
+    """What a training needs besides images and a recipe.
+
+    ``guide`` is a frozen classifier that the objective asks, ``measure`` what is measured on test images.
+    """
+
+    kind: str
+    architecture: dict[str, Any]
+    model: nn.Module
+    objective: Objective
+    guide: nn.Module | None = None
+    measure: Callable[[nn.Module, Data], dict[str, float]] = measures.accuracy
 
 
-@torch.no_grad()
-def _accuracy(model: nn.Module, test: Data) -> dict[str, float]:
-    return {"test_accuracy": round((model(test.x).argmax(dim=1) == test.y).double().mean().item(), 4)}
+@dataclass(frozen=True)
+class Asked:
+    """The options of one training."""
+
+    task: str
+    network: Network
+    noise: Noise
+    adversary: Adversary
+    smoothing: float = 0.0
+    seed: int = 0
 
 
-@torch.no_grad()
-def _rmse(model: nn.Module, test: Data) -> dict[str, float]:
-    """Root mean square error per pixel on test images, for a few noise levels."""
-    out = {}
-    for sigma in SIGMAS:
-        z = Key(0).fold("rmse", str(sigma)).rng(test.ids).normal(test.x)
-        clean: Tensor = model(test.x + sigma * z, torch.full((len(z),), sigma))
-        out[f"test_rmse_at_{sigma}"] = round((clean - test.x).square().mean().sqrt().item(), 4)
-    return out
+def make(asked: Asked, train_set: Data) -> Task:
+    """The network and the objective that the options describe, for these images."""
+    if asked.task not in TASKS:
+        raise unknown("task", asked.task, TASKS)
+    if not 0 < asked.noise.t_max <= 1:
+        raise UserError(f"t_max must lie in (0, 1], not {asked.noise.t_max}.")
+    if not 0 <= asked.smoothing < 1 or asked.adversary.steps < 1:
+        raise UserError("Training needs 0 ≤ smoothing < 1 and at least one step of search.")
+    kind = "classifier" if asked.task in CLASSIFIERS else "denoiser"
+    channels = train_set.x.shape[1]
+    spread = round(_spread(train_set.x), 4)
+    architecture, model = _network(asked, kind, channels, int(train_set.y.max()) + 1, spread)
+    if kind == "classifier":
+        return Task(kind, architecture, model, _robust(asked))
+    base = _base(asked.noise, architecture.get("sigma_data", spread))
+    if asked.task == "denoiser":
+        return Task(kind, architecture, model, base, None, measures.denoising)
+    guide = _guide(asked.adversary.guide, channels)
+
+    def measure(model: nn.Module, test: Data) -> dict[str, float]:
+        return measures.denoising(model, test) | measures.purified(model, guide, test)
+
+    return Task(kind, architecture, model, _guided(asked, base, guide), guide, measure)
 
 
-TASKS: dict[str, tuple[Callable, Callable]] = {"classifier": (_classifier, _accuracy), "denoiser": (_denoiser, _rmse)}
+def _spread(x: torch.Tensor) -> float:
+    """Standard deviation of the pixels on [0, 1], of at most 10 000 images."""
+    some = x[:10_000]
+    return (some.float() / 255 if some.dtype == torch.uint8 else some).std().item()
 
 
-def run(task: str, out: Path, data: str, width: int | None, recipe: Recipe) -> weights.Card:
-    """Trains ``task`` on a data set and writes ``out`` with its card. An interrupted run goes on where it stopped."""
-    if task not in TASKS:
-        raise unknown("task", task, TASKS)
-    if out.suffix != ".safetensors":
-        raise UserError(
-            f"Weights are .safetensors files; name the output so, for example {out.with_suffix('.safetensors')}."
-        )
-    width = WIDTHS[task] if width is None else width
+def _network(asked: Asked, kind: str, channels: int, classes: int, spread: float) -> tuple[dict[str, Any], nn.Module]:
+    if asked.network.start is not None:
+        model, about = weights.load(asked.network.start, kind)
+        if about.image[0] != channels:
+            raise UserError(f"{asked.network.start} is for {about.image[0]}-channel images, the data has {channels}.")
+        return about.architecture, model
+    describe = _classifier if kind == "classifier" else _denoiser
+    architecture = describe(asked, channels, classes if kind == "classifier" else spread)
+    torch.manual_seed(asked.seed)
+    return architecture, weights.build(architecture)
+
+
+def _width(network: Network, default: int) -> int:
+    width = default if network.width is None else network.width
     if width < 2 or width % 2:
         raise UserError(f"width must be an even number from 2, not {width}.")
-    describe, measure = TASKS[task]
-    train_set, test = datasets.load(data, "train"), datasets.load(data, "test")
-    architecture, objective = describe(train_set, width)
-    torch.manual_seed(recipe.seed)
-    model = weights.build(architecture)
-    identity = {"task": task, "data": data, "architecture": architecture, "recipe": asdict(recipe)}
-    _fit(model, objective, train_set, recipe, out.with_suffix(".checkpoint"), identity)
-    card = weights.Card(
-        name=out.stem,
-        kind=task,
-        architecture=architecture,
-        data=data,
-        image=list(train_set.x.shape[1:]),
-        command=command(),
-        measured=measure(model, test),
-        recipe=asdict(recipe) | {"objective": type(objective).__name__, **asdict(objective)},
-        versions=versions(),
-    )
-    card = weights.save(out, model, card)
-    out.with_suffix(".checkpoint").unlink(missing_ok=True)
-    return card
+    return width
 
 
-def _fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, checkpoint: Path, identity: dict) -> None:
-    resume = weights.load_checkpoint(checkpoint) if checkpoint.exists() else None
-    if resume is not None and resume["identity"] != identity:
-        raise UserError(
-            f"{checkpoint} belongs to another training run; finish that one, delete it, or choose another output."
-        )
-    saved = time.monotonic()
-    with progress() as bar:
-        task = bar.add_task("training", total=recipe.steps, completed=resume["step"] if resume else 0)
-        for now in train(model, objective, data.x, data.y, recipe, resume):
-            if now.step % 20 == 0 or now.step == recipe.steps:
-                bar.update(task, completed=now.step, description=f"loss {now.loss:.4f}")
-            if time.monotonic() - saved > SAVE_EVERY:
-                weights.save_checkpoint(checkpoint, now.state() | {"identity": identity})
-                saved = time.monotonic()
-    if resume:
-        console.print(f"Resumed at step {resume['step']}.")
+def _classifier(asked: Asked, channels: int, classes: int) -> dict[str, Any]:
+    net = asked.network
+    size = {"channels": channels, "classes": classes}
+    if net.kind in (None, "small"):
+        return {"type": "SmallCNN", "width": _width(net, 32), **size}
+    if net.kind == "resnet":
+        return {"type": "ResNet", "width": _width(net, 64), "activation": net.activation, **size}
+    if net.kind == "wide":
+        return {
+            "type": "WideResNet",
+            "depth": net.depth,
+            "widen": net.width or 10,
+            "activation": net.activation,
+            **size,
+        }
+    raise UserError(f"{net.kind} is a network for denoisers; a classifier is small, resnet or wide.")
+
+
+def _denoiser(asked: Asked, channels: int, spread: float) -> dict[str, Any]:
+    net, objective = asked.network, asked.noise.objective
+    if (objective == "dsm") != (net.kind == "refinenet"):
+        raise UserError("Objective dsm and network refinenet belong together: choose both or neither.")
+    if objective == "dsm":
+        inner = {"type": "RefineNet", "channels": channels, "width": _width(net, 128)}
+        return {"type": "NCSN", "net": inner, "sigma_min": SIGMA_MIN, "sigma_max": round(_largest(asked.noise), 4)}
+    inner, scale = _inner(net, channels)
+    if objective in ("ddpm", "v"):
+        schedule = {"type": "VP", "t_max": asked.noise.t_max}
+        return {
+            "type": "VPEps" if objective == "ddpm" else "VPredict",
+            "net": inner,
+            "schedule": schedule,
+            "time_scale": scale,
+        }
+    limits = {"sigma_min": SIGMA_MIN, "sigma_max": round(_largest(asked.noise), 4)}
+    return {"type": "EDM", "net": inner, "sigma_data": spread, **limits}
+
+
+def _inner(net: Network, channels: int) -> tuple[dict[str, Any], float]:
+    """A raw network, and the scale of the times that its embedding is made for."""
+    if net.kind in (None, "unet"):
+        shape = {"mult": [2**level for level in range(net.levels)], "blocks": net.blocks, "patch": net.patch}
+        return {"type": "UNet", "channels": channels, "width": _width(net, 16), **shape}, 1.0
+    if net.kind == "ddpm":
+        return {"type": "DDPM", "channels": channels, "width": _width(net, 128), "blocks": net.blocks}, 999.0
+    raise UserError(f"{net.kind} is a network for classifiers; a denoiser is unet, ddpm or refinenet.")
+
+
+def _largest(noise: Noise) -> float:
+    return VP().sigma(torch.tensor(noise.t_max, dtype=torch.float64)).item()
+
+
+def _robust(asked: Asked) -> Objective:
+    """The objective of a classifier."""
+    adversary = asked.adversary
+    if asked.task == "classifier":
+        return CrossEntropy(smoothing=asked.smoothing)
+    threat, size = Linf(adversary.eps), 2.5 * adversary.eps / adversary.steps
+    if asked.task == "pgd-at":
+        return PGDAT(threat, adversary.steps, size, asked.smoothing)
+    return TRADES(threat, adversary.beta, adversary.steps, size, asked.smoothing)
+
+
+def _guide(name: str, channels: int) -> nn.Module:
+    """The frozen classifier that a denoiser is trained to protect."""
+    guide, about = weights.load(name, "classifier")
+    if about.image[0] != channels:
+        raise UserError(f"{name} takes {about.image[0]}-channel images, the data has {channels} channels.")
+    return guide
+
+
+def _guided(asked: Asked, base: Denoising, guide: nn.Module) -> Objective:
+    """ADDT or ADBM, on top of an objective for denoisers."""
+    adversary = asked.adversary
+    if asked.task == "adbm":
+        if asked.noise.t_max < 0.1:
+            raise UserError(f"ADBM's bridges begin at t = 0.1 or later; t_max = {asked.noise.t_max} leaves none.")
+        return ADBM(base, guide, t_high=min(0.2, asked.noise.t_max), eps=adversary.eps)
+    return ADDT(base, guide) if adversary.mapped else ADDTUnmapped(base, guide, adversary.eps)
+
+
+def _base(noise: Noise, spread: float) -> Denoising:
+    largest = _largest(noise)
+    if noise.objective == "ddpm":
+        return Denoising(Times(VP(t_max=noise.t_max), t_max=noise.t_max), "noise")
+    if noise.objective == "v":
+        return Denoising(Times(VP(t_max=noise.t_max), t_max=noise.t_max), "v")
+    if noise.objective == "dsm":
+        steps = max(2, math.ceil(math.log(largest / SIGMA_MIN) / math.log(1.1)))
+        return Denoising(Geometric(SIGMA_MIN, largest, steps), "noise")
+    if noise.objective == "edm":
+        return Denoising(LogNormal(sigma_max=largest), "edm", spread)
+    return Denoising(LogUniform(SIGMA_MIN, largest), "edm", spread)

@@ -68,6 +68,22 @@ class Log:
         )
 
 
+class Quiet:
+    """A progress display that shows nothing: all but the first of several processes have it."""
+
+    def __enter__(self) -> "Quiet":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def add_task(self, description: str, total: float, completed: float = 0.0) -> int:
+        return 0
+
+    def update(self, task: int, **_) -> None:
+        pass
+
+
 def progress() -> Progress | Log:
     """The one progress display, with an estimate of the time left: a bar in a terminal, lines elsewhere."""
     if not console.is_terminal:

@@ -1,6 +1,8 @@
 """How to train, as plain data; imports nothing heavy, so that the command line can show it."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 from ..core.errors import UserError
 
@@ -12,18 +14,71 @@ class Recipe:
     steps: int = 4000
     """Optimiser steps."""
     batch: int = 128
-    """Images a step."""
+    """Images a step, over all processes."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after another, to spare memory."""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum 0.9."""
     lr: float = 2e-3
-    """Peak learning rate of AdamW, after a linear warm-up over 5 % of the steps and before a cosine decay to 0."""
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """AdamW's first decay (ADDT: 0.95)."""
+    beta2: float = 0.999
+    """AdamW's second decay."""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Weight decay, of matrices and filters only: decoupled for AdamW, in the gradient for SGD."""
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    """How the rate goes from its peak to the end: to 0 along a cosine or a line, or not at all."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises linearly from 0."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: not clipped."""
     ema: float = 0.999
-    """Decay of the exponential moving average of the weights, which is what is shipped."""
+    """Largest decay of the exponential moving average of the weights, which is what is shipped; 0: none."""
+    ema_power: float = 0.0
+    """The average's warm-up: 1 − (1 + step)^−power (ADDT: 0.75); 0: (1 + step)/(10 + step)."""
+    ema_half_life: float = 0.0
+    """If not 0, images after which a weight counts half (EDM), in place of ``ema``, ramped up over 5 % of the run."""
+    flip: bool = False
+    """Augmentation: mirror every other image."""
+    crop: int = 0
+    """Augmentation: random translation by up to this many whole pixels, reflected at the border."""
     shift: float = 0.0
-    """Augmentation: random translation by up to this many pixels."""
+    """Augmentation: random translation by up to this many pixels, bilinearly."""
+    cutout: int = 0
+    """Augmentation: a grey square of this many pixels at a random place."""
+    extra_share: float = 0.0
+    """Share of every batch that comes from the extra (generated) images, where there are any."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' arithmetic (autocast); weights and losses are float32."""
+    compile: bool = False
+    """Compile the network (torch.compile)."""
+    channels_last: bool = False
+    """Keep images and filters in channels-last order."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation and the noise."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.lr <= 0 or not 0 <= self.ema < 1:
             raise UserError("A recipe needs steps ≥ 1, batch ≥ 1, lr > 0 and 0 ≤ ema < 1.")
+        if not 1 <= self.accumulate <= self.batch:
+            raise UserError(f"accumulate must lie between 1 and the batch ({self.batch}), not {self.accumulate}.")
+        if not (0 <= self.warmup < 1 and 0 <= self.extra_share < 1 and self.clip >= 0):
+            raise UserError("A recipe needs 0 ≤ warmup < 1, 0 ≤ extra_share < 1 and clip ≥ 0.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm = max(1, int(self.steps * self.warmup)) if self.warmup else 0
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        done = (step - warm) / max(1, self.steps - warm)
+        fall = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+        return self.lr * fall[self.schedule]
+
+    def decay(self, step: int) -> float:
+        """The decay of the average at a step, counted from 0."""
+        if self.ema_half_life:
+            return 0.5 ** (self.batch / min(self.ema_half_life, max(1e-8, 0.05 * (step + 1) * self.batch)))
+        if self.ema_power:
+            return min(self.ema, 1 - (1 + step) ** -self.ema_power)
+        return min(self.ema, (1 + step) / (10 + step))

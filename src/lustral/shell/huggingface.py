@@ -1,0 +1,63 @@
+"""Image sets from Hugging Face, through their library ``datasets`` (extra ``huggingface``); it runs no foreign code."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.errors import UserError
+from .splits import Labelled, Parts
+
+IMAGES = ("image", "img")
+LABELS = ("label", "fine_label", "labels")
+
+
+def read(name: str) -> Parts:
+    """The set of that name, or of a local folder that ``datasets`` reads; without a test split, validation is it."""
+    try:
+        import datasets
+    except ImportError as e:
+        raise UserError("Data from Hugging Face needs datasets: pip install 'lustral[huggingface]'.") from e
+    try:
+        found = datasets.load_dataset(name)
+    except Exception as e:
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise UserError(f"Cannot load {name!r} from Hugging Face ({reason}); check the name and the network.") from e
+    tables = {split: found[split] for split in ("train", "test", "validation") if split in found}
+    if "test" not in tables and "validation" in tables:
+        tables["test"] = tables.pop("validation")
+    if not tables:
+        raise UserError(f"{name} has no split train, test or validation, but {', '.join(found)}; choose another set.")
+    return Parts.in_order({split: _labelled(table, name) for split, table in tables.items()}, by_order=False)
+
+
+def _labelled(table: Any, name: str) -> Labelled:
+    image, label = _column(table, IMAGES, name), _column(table, LABELS, name)
+    y = np.asarray(table[label][:])
+    if y.dtype.kind not in "iu" or y.ndim != 1 or (len(y) and y.min() < 0):
+        raise UserError(f"{name}: the column {label} must hold classes as whole numbers from 0.")
+
+    def pixels() -> torch.Tensor:
+        pictures = [_pixels(picture) for picture in table[image]]
+        if len({p.shape[1:] for p in pictures}) > 1:
+            raise UserError(f"{name} holds images of several sizes; resize them to one.")
+        channels = max(p.shape[0] for p in pictures)
+        return torch.from_numpy(np.stack([np.broadcast_to(p, (channels, *p.shape[1:])) for p in pictures]))
+
+    return Labelled(torch.from_numpy(y.astype(np.int64)), pixels)
+
+
+def _column(table: Any, names: tuple[str, ...], name: str) -> str:
+    found = next((column for column in names if column in table.column_names), None)
+    if found is None:
+        raise UserError(f"{name} needs a column {' or '.join(names)}, but has {', '.join(table.column_names)}.")
+    return found
+
+
+def _pixels(picture: Any) -> np.ndarray:
+    """A picture of Pillow's as bytes [c, h, w]."""
+    mode = getattr(picture, "mode", "F")
+    if mode[0] in "IF":
+        raise UserError("Hugging Face's images must be pictures of 8 bits a channel; choose another set.")
+    pixels = np.asarray(picture.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
