@@ -1,8 +1,8 @@
 """Denoising score matching, once: a distribution of noise and a weight.
 
 NCSN's, DDPM's, EDM's and v-prediction's losses are all w(s)·|D(x + sigma·z, sigma) − x|² on [-1, 1], s = 2·sigma.
-They differ in what the network predicts (the preconditioning, which belongs to the denoiser), in how sigma is drawn, and
-in w:
+They differ in what the network predicts (the preconditioning, which belongs to the denoiser), in how sigma is drawn,
+and in w:
 
     noise   w = 1/s²               |ε̂ − z|²         Ho et al. 2020, L_simple; NCSN with λ = sigma² (Song, Ermon 2019)
     edm     w = (s² + d²)/(s·d)²   |F − target|²    Karras et al. 2022, table 1; d the data's spread
