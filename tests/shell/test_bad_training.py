@@ -1,5 +1,6 @@
 """Wrong input of every kind ends in exit code 2 and one sentence that says what to do: training."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ CASES: Cases = {
     ),
     "train: a guide for other images": (
         lambda: after(["train", "addt", *TRAIN[2:], "--data=data.npz"], save(x=images().repeat(3, axis=1))),
-        ["digits-cnn takes 1-channel images", "3 channels"],
+        ["digits-cnn takes images of shape [1, 8, 8]", "[3, 8, 8]"],
     ),
     "train: a start of another kind": (
         lambda: [*TRAIN, "--network.start=digits-unet"],
@@ -38,6 +39,37 @@ CASES: Cases = {
     "train: a share of nothing": (lambda: [*TRAIN, "--recipe.extra_share=0.5"], ["given together or not at all"]),
     "train: more parts than images": (lambda: [*TRAIN, "--recipe.accumulate=9"], ["between 1 and the batch (4)"]),
     "train: smoothing away everything": (lambda: [*TRAIN, "--smoothing=1"], ["0 ≤ smoothing < 1"]),
+    "train: a start for less noise": (
+        lambda: ["train", "denoiser", *TRAIN[2:], "--network.start=digits-unet", "--noise.t_max=0.9"],
+        ["digits-unet is made for sigma up to 1", "choose a smaller --noise.t_max"],
+    ),
+    "train: sides that the network cannot halve": (
+        lambda: ["train", "denoiser", *TRAIN[2:], "--network.patch=3"],
+        ["cannot take images of 8×8", "another patch"],
+    ),
+    "train: no width of a wide network": (
+        lambda: [*TRAIN[:-2], "--network.kind=wide", "--network.width=0"],
+        ["width must be at least 1"],
+    ),
+    "train: a crop beyond the image": (lambda: [*TRAIN, "--recipe.crop=8"], ["crop must be smaller", "8×8"]),
+    "train: a decay of one": (lambda: [*TRAIN, "--recipe.beta1=1"], ["0 ≤ beta1 < 1"]),
+    "train: a negative decay": (lambda: [*TRAIN, "--recipe.weight_decay=-1"], ["cannot be negative"]),
+    "train: extra images of another shape": (
+        lambda: after([*TRAIN, "--extra=data.npz", "--recipe.extra_share=0.5"], save(x=images().repeat(2, axis=2))),
+        ["data.npz must hold images of shape [1, 8, 8]"],
+    ),
+    "train: extra labels": (
+        lambda: after([*TRAIN, "--extra=data.npz", "--recipe.extra_share=0.5"], save(y=np.array([1, 2, 3, 12]))),
+        ["labels 0 to 9", "12"],
+    ),
+    "train: a guide with fewer classes": (
+        lambda: after(["train", "addt", *TRAIN[2:], "--data=data.npz"], save(y=np.array([1, 2, 3, 12]))),
+        ["digits-cnn knows fewer classes than the 13"],
+    ),
+    "train: divergence": (
+        lambda: [*TRAIN, "--recipe.steps=40", "--recipe.lr=1e30", "--recipe.clip=0"],
+        ["the training has diverged", "--recipe.lr"],
+    ),
     "train: another run's checkpoint": (
         foreign_checkpoint,
         ["net.checkpoint belongs to another training run", "delete it"],

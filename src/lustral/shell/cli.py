@@ -78,7 +78,7 @@ def train(
     Args:
         task: classifier, pgd-at and trades make classifiers; denoiser, addt and adbm make denoisers.
         out: The .safetensors file to write; its card, log and pictures lie beside it, and until the end a checkpoint.
-        data: digits, cifar10 or another set of `lustral data`, a folder, or an .npz file with arrays x and y.
+        data: digits, cifar10 or another set of `lustral data`, a folder, an .npz file, or hf:NAME.
         split: All training images (train), or those that are not kept for validation (fit).
         extra: More labelled images, for example generated ones, of which every batch takes --recipe.extra_share.
         network: What is trained.
@@ -87,7 +87,7 @@ def train(
         smoothing: Label smoothing of classifiers.
         recipe: How to train.
         check_every: Steps between measurements of the averaged network (-checks.csv); 0: none on the way.
-        threads: CPU threads; default: all.
+        threads: CPU threads; default: all, and with torchrun one for each process.
     """
     from . import build, fit, show, tasks
 
@@ -344,7 +344,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         auto_cli(COMMANDS, args=args, description=DESCRIPTION, exit_on_error=False, parser_class=Parser)
     except UserError as e:
-        print(f"lustral: {e}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes with the same mistake, one says it
+            print(f"lustral: {e}", file=sys.stderr)
         return 2
     except ArgumentError as e:
         print(f"lustral: {' '.join(str(e).split())} (--help lists the options of a command)", file=sys.stderr)

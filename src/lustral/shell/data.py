@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import check
 from ..core.errors import UserError, unknown
 from ..evaluate.protocol import Data
+from ..training.batches import as_floats
 from . import imagefolder, readers
 from .files import saying
 from .splits import SPLITS, Labelled, Parts
@@ -37,16 +38,11 @@ def load(name: str, split: str = "test") -> Data:
 def load_bytes(name: str, split: str = "test") -> Data:
     """The same, with images as they are stored: uint8 where a set has 8 bits, else floats in [0, 1] (digits, some npz).
 
-    That is a quarter of the memory; ``as_floats`` turns a batch into what networks take.
+    That is a quarter of the memory; ``training.batches.as_floats`` turns a batch into what networks take.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     return parts(name).pick(split, name)
-
-
-def as_floats(x: Tensor) -> Tensor:
-    """Images of ``load_bytes`` as floats in [0, 1]."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 def folder() -> Path:

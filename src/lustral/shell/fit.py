@@ -1,16 +1,18 @@
 """``lustral train``: from images to safetensors with a card, a log and pictures, surviving interruption."""
 
 import copy
+import math
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..core.errors import UserError
-from ..core.spec import spec
+from ..core.spec import digest
 from ..evaluate.protocol import Data
 from ..training.batches import Images, Source
 from ..training.loop import Progress, train
@@ -23,7 +25,9 @@ from .terminal import Quiet, command, console, progress, versions
 
 SAVE_EVERY = 60.0
 EVERY = 20
-"""Steps that a line of the log, and of the display, is the mean of."""
+"""Steps that a line of the log is the mean of."""
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for the first one, which alone measures and saves."""
 
 
 @dataclass(frozen=True)
@@ -42,67 +46,22 @@ class History:
     batch: int
     rows: list[list[float]] = field(default_factory=list)
     checks: list[dict[str, float]] = field(default_factory=list)
-    _losses: list[float] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
-    def note(self, now: Progress, last: bool) -> bool:
-        """Takes a step in; whether that completed a row."""
-        self._losses.append(now.loss)
-        if now.step % EVERY and not last:
-            return False
-        seconds = max(1e-9, time.monotonic() - self._since)
-        count = len(self._losses)
-        self.rows.append([now.step, sum(self._losses) / count, self.batch * count / seconds])
-        self._losses, self._since = [], time.monotonic()
-        return True
-
-
-def run(asked: Asked, out: Path, images: Choice, recipe: Recipe, check_every: int = 0) -> weights.Card | None:
-    """Trains what was asked for and writes ``out``; returns its card, or None in a process that is not the first.
-
-    An interrupted run goes on where it stopped, also with another number of processes. If ``check_every`` is not 0,
-    the averaged network is measured every so many steps: on validation images where those were kept out, else on test
-    images.
-    """
-    if out.suffix != ".safetensors":
-        better = out.with_suffix(".safetensors")
-        raise UserError(f"Weights are .safetensors files; name the output so, for example {better}.")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    train_set, test = (datasets.load_bytes(images.data, split) for split in (images.split, "test"))
-    extra = None if images.extra is None else datasets.load_bytes(images.extra, "train")
-    if (extra is None) != (recipe.extra_share == 0):
-        raise UserError(
-            "Extra images and --recipe.extra_share, their share of a batch, are given together or not at all."
-        )
-    task = tasks.make(asked, train_set)
-    source = Source(Images(train_set.x, train_set.y), extra and Images(extra.x, extra.y), recipe.extra_share)
-    identity = spec({"asked": asked, "images": images, "net": task.architecture, "recipe": recipe})
-    held = datasets.load_bytes(images.data, "validation") if images.split == "fit" else test
-    checks = Checks(task, held, check_every)
-    history = _fit(task, source, recipe, out.with_suffix(".checkpoint"), identity, accelerator, checks)
-    if not accelerator.is_main_process:
-        return None
-    model = task.model.cpu()
-    if task.guide is not None:
-        task.guide.cpu()
-    card = weights.Card(
-        name=out.stem,
-        kind=task.kind,
-        architecture=task.architecture,
-        data=images.data,
-        image=list(train_set.x.shape[1:]),
-        command=command(),
-        measured=task.measure(model, test),
-        recipe=asdict(recipe) | {"images": asdict(images), "task": asdict(asked)},
-        versions=versions(),
-    )
-    card = weights.save(out, model, card)
-    write_text(out.with_suffix(".csv"), curves.table(history.rows))
-    if history.checks:
-        write_text(out.with_name(f"{out.stem}-checks.csv"), curves.checks(history.checks))
-    curves.draw(out, history.rows, model if task.kind == "denoiser" else None, train_set, test)
-    out.with_suffix(".checkpoint").unlink(missing_ok=True)
-    return card
+    def note(self, now: Progress, seconds: float, last: bool) -> None:
+        """Takes in a step that took so many seconds."""
+        if not math.isfinite(now.loss):
+            raise UserError(
+                f"The loss is {now.loss} at step {now.step}: the training has diverged. Choose a smaller --recipe.lr, "
+                "or a --recipe.clip, and another output or no checkpoint."
+            )
+        self.losses.append(now.loss)
+        self.seconds += seconds
+        if now.step % EVERY == 0 or last:
+            count = len(self.losses)
+            self.rows.append([now.step, sum(self.losses) / count, self.batch * count / max(1e-9, self.seconds)])
+            self.losses, self.seconds = [], 0.0
 
 
 @dataclass(frozen=True)
@@ -113,12 +72,94 @@ class Checks:
     images: Data
     every: int = 0
 
-    def measure(self, now: Progress) -> dict[str, float] | None:
+    def measure(self, now: Progress) -> list[dict[str, float]]:
+        """One measurement, or none."""
         if not self.every or now.step % self.every:
-            return None
+            return []
         model = copy.deepcopy(self.task.model)
         model.load_state_dict(now.state()["average"], strict=False)
-        return {"step": now.step} | self.task.measure(model.eval(), self.images)
+        found = self.task.measure(model.eval(), self.images)
+        return [{"step": now.step} | {name.removeprefix("test_"): value for name, value in found.items()}]
+
+
+def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: int = 0) -> weights.Card | None:
+    """Trains what was asked for and writes ``out``; returns its card, or None in a process that is not the first.
+
+    An interrupted run goes on where it stopped, also with another number of processes. If ``check_every`` is not 0,
+    the averaged network is measured every so many steps: on validation images where those were kept out, else on test
+    images.
+    """
+    if out.suffix != ".safetensors":
+        better = out.with_suffix(".safetensors")
+        raise UserError(f"Weights are .safetensors files; name the output so, for example {better}.")
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    parts = datasets.parts(choice.data)
+    train_set, test = (parts.pick(split, choice.data) for split in (choice.split, "test"))
+    task = tasks.make(asked, train_set)
+    source = _source(choice, recipe, train_set)
+    held = parts.pick("validation", choice.data) if choice.split == "fit" else test
+    pixels = [t for images in (source.real, source.extra) if images for t in (images.x, images.y)]
+    identity = digest({"asked": asked, "choice": choice, "recipe": recipe, "images": pixels, "net": task.model})
+    checkpoint = out.with_suffix(".checkpoint")
+    history = _fit(task, source, recipe, checkpoint, identity, accelerator, Checks(task, held, check_every))
+    if not accelerator.is_main_process:
+        return None
+    card = weights.Card(
+        name=out.stem,
+        kind=task.kind,
+        architecture=task.architecture,
+        data=choice.data,
+        image=list(train_set.x.shape[1:]),
+        command=command(),
+        measured=task.measure(task.model, test),
+        recipe=asdict(recipe) | {"images": asdict(choice), "task": asdict(asked)},
+        versions=versions(),
+    )
+    card = weights.save(out, task.model, card)
+    write_text(out.with_suffix(".csv"), curves.table(history.rows))
+    if history.checks:
+        write_text(out.with_name(f"{out.stem}-checks.csv"), curves.checks(history.checks))
+    curves.draw(out, history.rows, task.model if task.kind == "denoiser" else None, train_set, test)
+    checkpoint.unlink(missing_ok=True)
+    return card
+
+
+def _source(choice: Choice, recipe: Recipe, train_set: Data) -> Source:
+    """The images of the training, and the extra ones."""
+    if (choice.extra is None) != (recipe.extra_share == 0):
+        raise UserError(
+            "Extra images and their share of a batch, --recipe.extra_share, are given together or not at all."
+        )
+    shape, classes = train_set.x.shape[1:], int(train_set.y.max()) + 1
+    if recipe.crop >= min(shape[1:]):
+        raise UserError(f"crop must be smaller than the images ({shape[1]}×{shape[2]}), not {recipe.crop}.")
+    real = Images(train_set.x, train_set.y)
+    if choice.extra is None:
+        return Source(real)
+    extra = datasets.load_bytes(choice.extra, "train")
+    if extra.x.shape[1:] != shape or int(extra.y.max()) >= classes:
+        raise UserError(
+            f"{choice.extra} must hold images of shape {list(shape)} and labels 0 to {classes - 1} like the training "
+            f"images, not {list(extra.x.shape[1:])} and up to {int(extra.y.max())}."
+        )
+    return Source(real, Images(extra.x, extra.y), recipe.extra_share)
+
+
+def _begin(checkpoint: Path, identity: str, accelerator: Accelerator) -> dict[str, Any] | None:
+    """The checkpoint that all processes go on from, None where there is none."""
+    found = weights.load_checkpoint(checkpoint) if checkpoint.exists() else None
+    if found is not None and found["identity"] != identity:
+        raise UserError(
+            f"{checkpoint} belongs to another training run; finish that one, delete it, or choose another output."
+        )
+    step = found["step"] if found else 0
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device))
+    if (steps != step).any():
+        raise UserError(f"Not all processes find the same {checkpoint.name}; write to a folder that they share.")
+    if step and accelerator.is_main_process:
+        console.print(f"Going on at step {step}.")
+    return found
 
 
 def _fit(
@@ -126,34 +167,30 @@ def _fit(
     source: Source,
     recipe: Recipe,
     checkpoint: Path,
-    identity: Any,
+    identity: str,
     accelerator: Accelerator,
     checks: Checks,
 ) -> History:
-    """Runs the loop, with checkpoints and a display in the first process."""
-    resume = weights.load_checkpoint(checkpoint) if checkpoint.exists() else None
-    if resume is not None and resume["identity"] != identity:
-        raise UserError(
-            f"{checkpoint} belongs to another training run; finish that one, delete it, or choose another output."
-        )
+    """Runs the loop, with checkpoints, measurements and a display in the first process."""
     first = accelerator.is_main_process
+    resume = _begin(checkpoint, identity, accelerator)
+    history = History(recipe.batch, **resume["history"]) if resume else History(recipe.batch)
     if task.guide is not None:
         task.guide.to(accelerator.device)
-    history = History(recipe.batch, resume["history"], resume["checks"]) if resume else History(recipe.batch)
-    if resume and first:
-        console.print(f"Going on at step {resume['step']}.")
-    saved = time.monotonic()
+    saved = since = time.monotonic()
     with progress() if first else Quiet() as bar:
         shown = bar.add_task("training", total=recipe.steps, completed=resume["step"] if resume else 0)
         for now in train(task.model, task.objective, source, recipe, resume, accelerator):
-            if history.note(now, now.step == recipe.steps):
+            resume, last = None, now.step == recipe.steps
+            history.note(now, time.monotonic() - since, last)
+            if history.rows:
                 _, loss, rate = history.rows[-1]
                 bar.update(shown, completed=now.step, description=f"loss {loss:.4f}, {rate:.0f} images/s")
-            found = checks.measure(now) if first else None
-            if found is not None:
-                history.checks.append(found)
-            if first and time.monotonic() - saved > SAVE_EVERY:
-                state = now.state() | {"identity": identity, "history": history.rows, "checks": history.checks}
-                weights.save_checkpoint(checkpoint, state)
+            if first:
+                history.checks += checks.measure(now)
+            if first and (last or time.monotonic() - saved > SAVE_EVERY):
+                log = {name: value for name, value in asdict(history).items() if name != "batch"}
+                weights.save_checkpoint(checkpoint, now.state() | {"identity": identity, "history": log})
                 saved = time.monotonic()
+            since = time.monotonic()
     return history

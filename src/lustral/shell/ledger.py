@@ -118,6 +118,8 @@ class Ledger:
     def _saying(self) -> Iterator[None]:
         try:
             yield
+        except UserError:
+            raise
         except sqlite3.OperationalError as e:
             raise UserError(
                 f"Cannot use the ledger {self.path}: {e}; is the folder writable, and the disk not full?"

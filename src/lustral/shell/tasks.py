@@ -15,6 +15,7 @@ from ..schedules import VP
 from ..training.adbm import ADBM
 from ..training.addt import ADDT, ADDTUnmapped
 from ..training.adversarial import PGDAT, TRADES
+from ..training.batches import as_floats
 from ..training.denoising import Denoising
 from ..training.levels import Geometric, LogNormal, LogUniform, Times
 from ..training.objectives import CrossEntropy, Objective
@@ -62,15 +63,14 @@ def make(asked: Asked, train_set: Data) -> Task:
     if not 0 <= asked.smoothing < 1 or asked.adversary.steps < 1:
         raise UserError("Training needs 0 ≤ smoothing < 1 and at least one step of search.")
     kind = "classifier" if asked.task in CLASSIFIERS else "denoiser"
-    channels = train_set.x.shape[1]
-    spread = round(_spread(train_set.x), 4)
-    architecture, model = _network(asked, kind, channels, int(train_set.y.max()) + 1, spread)
+    spread = round(as_floats(train_set.x[:10_000]).std().item(), 4)
+    architecture, model = _network(asked, kind, train_set, spread)
     if kind == "classifier":
         return Task(kind, architecture, model, _robust(asked))
     base = _base(asked.noise, architecture.get("sigma_data", spread))
     if asked.task == "denoiser":
         return Task(kind, architecture, model, base, None, measures.denoising)
-    guide = _guide(asked.adversary.guide, channels)
+    guide = _trained(asked.adversary.guide, "classifier", train_set)[0]
 
     def measure(model: nn.Module, test: Data) -> dict[str, float]:
         return measures.denoising(model, test) | measures.purified(model, guide, test)
@@ -78,22 +78,47 @@ def make(asked: Asked, train_set: Data) -> Task:
     return Task(kind, architecture, model, _guided(asked, base, guide), guide, measure)
 
 
-def _spread(x: torch.Tensor) -> float:
-    """Standard deviation of the pixels on [0, 1], of at most 10 000 images."""
-    some = x[:10_000]
-    return (some.float() / 255 if some.dtype == torch.uint8 else some).std().item()
-
-
-def _network(asked: Asked, kind: str, channels: int, classes: int, spread: float) -> tuple[dict[str, Any], nn.Module]:
+def _network(asked: Asked, kind: str, train_set: Data, spread: float) -> tuple[dict[str, Any], nn.Module]:
+    """The network's description and itself: new, or the one to start from."""
     if asked.network.start is not None:
-        model, about = weights.load(asked.network.start, kind)
-        if about.image[0] != channels:
-            raise UserError(f"{asked.network.start} is for {about.image[0]}-channel images, the data has {channels}.")
+        model, about = _trained(asked.network.start, kind, train_set)
+        if kind == "denoiser" and _largest(asked.noise) > 1.0001 * model.sigma_max:
+            raise UserError(
+                f"{asked.network.start} is made for sigma up to {model.sigma_max:g}, t_max={asked.noise.t_max:g} is "
+                f"{_largest(asked.noise):.4g}; choose a smaller --noise.t_max."
+            )
         return about.architecture, model
+    channels, classes = train_set.x.shape[1], int(train_set.y.max()) + 1
     describe = _classifier if kind == "classifier" else _denoiser
     architecture = describe(asked, channels, classes if kind == "classifier" else spread)
     torch.manual_seed(asked.seed)
-    return architecture, weights.build(architecture)
+    model = weights.build(architecture)
+    _try(model, kind, train_set)
+    return architecture, model
+
+
+@torch.no_grad()
+def _try(model: nn.Module, kind: str, images: Data) -> torch.Tensor:
+    """What the network says of two images, which it must be able to take."""
+    x = as_floats(images.x[:2])
+    try:
+        return model(x) if kind == "classifier" else model(x, torch.full((len(x),), model.sigma_max / 2))
+    except RuntimeError as e:
+        sides = "×".join(map(str, x.shape[2:]))
+        raise UserError(
+            f"The network cannot take images of {sides}; choose fewer levels, another patch or another network."
+        ) from e
+
+
+def _trained(name: str, kind: str, train_set: Data) -> tuple[nn.Module, weights.Card]:
+    """A network that exists already, for images like these and all their classes."""
+    model, about = weights.load(name, kind)
+    shape, classes = list(train_set.x.shape[1:]), int(train_set.y.max()) + 1
+    if about.image != shape:
+        raise UserError(f"{name} takes images of shape {about.image}, but the data's are {shape}; choose another.")
+    if kind == "classifier" and _try(model, kind, train_set).shape[1] < classes:
+        raise UserError(f"{name} knows fewer classes than the {classes} of the data; choose another.")
+    return model, about
 
 
 def _width(network: Network, default: int) -> int:
@@ -111,13 +136,10 @@ def _classifier(asked: Asked, channels: int, classes: int) -> dict[str, Any]:
     if net.kind == "resnet":
         return {"type": "ResNet", "width": _width(net, 64), "activation": net.activation, **size}
     if net.kind == "wide":
-        return {
-            "type": "WideResNet",
-            "depth": net.depth,
-            "widen": net.width or 10,
-            "activation": net.activation,
-            **size,
-        }
+        widen = 10 if net.width is None else net.width
+        if widen < 1:
+            raise UserError(f"width must be at least 1 for wide, not {widen}.")
+        return {"type": "WideResNet", "depth": net.depth, "widen": widen, "activation": net.activation, **size}
     raise UserError(f"{net.kind} is a network for denoisers; a classifier is small, resnet or wide.")
 
 
@@ -127,7 +149,7 @@ def _denoiser(asked: Asked, channels: int, spread: float) -> dict[str, Any]:
         raise UserError("Objective dsm and network refinenet belong together: choose both or neither.")
     if objective == "dsm":
         inner = {"type": "RefineNet", "channels": channels, "width": _width(net, 128)}
-        return {"type": "NCSN", "net": inner, "sigma_min": SIGMA_MIN, "sigma_max": round(_largest(asked.noise), 4)}
+        return {"type": "NCSN", "net": inner, "sigma_min": SIGMA_MIN, "sigma_max": _limit(asked.noise)}
     inner, scale = _inner(net, channels)
     if objective in ("ddpm", "v"):
         schedule = {"type": "VP", "t_max": asked.noise.t_max}
@@ -137,7 +159,7 @@ def _denoiser(asked: Asked, channels: int, spread: float) -> dict[str, Any]:
             "schedule": schedule,
             "time_scale": scale,
         }
-    limits = {"sigma_min": SIGMA_MIN, "sigma_max": round(_largest(asked.noise), 4)}
+    limits = {"sigma_min": SIGMA_MIN, "sigma_max": _limit(asked.noise)}
     return {"type": "EDM", "net": inner, "sigma_data": spread, **limits}
 
 
@@ -155,6 +177,11 @@ def _largest(noise: Noise) -> float:
     return VP().sigma(torch.tensor(noise.t_max, dtype=torch.float64)).item()
 
 
+def _limit(noise: Noise) -> float:
+    """The same for a card, not rounded below what is trained."""
+    return math.ceil(1e4 * _largest(noise)) / 1e4
+
+
 def _robust(asked: Asked) -> Objective:
     """The objective of a classifier."""
     adversary = asked.adversary
@@ -164,14 +191,6 @@ def _robust(asked: Asked) -> Objective:
     if asked.task == "pgd-at":
         return PGDAT(threat, adversary.steps, size, asked.smoothing)
     return TRADES(threat, adversary.beta, adversary.steps, size, asked.smoothing)
-
-
-def _guide(name: str, channels: int) -> nn.Module:
-    """The frozen classifier that a denoiser is trained to protect."""
-    guide, about = weights.load(name, "classifier")
-    if about.image[0] != channels:
-        raise UserError(f"{name} takes {about.image[0]}-channel images, the data has {channels} channels.")
-    return guide
 
 
 def _guided(asked: Asked, base: Denoising, guide: nn.Module) -> Objective:

@@ -1,6 +1,7 @@
 """The terminal and the process: progress, the command line that runs, the versions that it runs on."""
 
 import platform
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -100,4 +101,4 @@ def progress() -> Progress | Log:
 
 def command() -> str:
     """The command line that runs now, as a person would type it."""
-    return " ".join(["lustral", *sys.argv[1:]])
+    return shlex.join(["lustral", *sys.argv[1:]])

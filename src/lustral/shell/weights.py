@@ -177,7 +177,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a training state; only tensors and plain values are accepted."""
     with saying(path, "read"):
         try:
-            found = torch.load(path, weights_only=True)
+            found = torch.load(path, weights_only=True, map_location="cpu")
         except OSError:
             raise
         except Exception as e:

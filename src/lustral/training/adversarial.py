@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,7 +46,8 @@ class TRADES:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with evaluating(model):
-            target = F.softmax(model(x).detach(), dim=1)
+            with torch.no_grad():
+                target = F.softmax(model(x), dim=1)
             start = self.threat.project(x + 0.001 * rng.normal(x), x)
             moved = climb(lambda m: _kl(target, model(m)), start, x, self.threat, self.steps, self.size)
         logits = model(x)

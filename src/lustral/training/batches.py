@@ -9,6 +9,11 @@ from torch import Tensor
 from ..core.noise import Key
 
 
+def as_floats(x: Tensor) -> Tensor:
+    """Images in [0, 1] as floats, from 8-bit ones or from what they are."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Labelled images x [n, c, h, w], 8-bit (which become floats a batch at a time) or floats in [0, 1], and y [n]."""
@@ -20,8 +25,7 @@ class Images:
         return len(self.x)
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.x[rows]
-        return (x.float() / 255 if x.dtype == torch.uint8 else x), self.y[rows]
+        return as_floats(self.x[rows]), self.y[rows]
 
 
 def rows(key: Key, n: int, batch: int, step: int) -> Tensor:

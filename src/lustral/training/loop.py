@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import UserError
 from ..core.noise import Key, Rng
 from . import augment
 from .batches import Source
@@ -63,6 +64,8 @@ def train(
     as if it had not stopped, and another number of processes sees the same images and noise. When the generator is
     exhausted the model holds the averaged weights. Batch normalisation uses the statistics of a process's own part.
     """
+    if recipe.batch < workers.num_processes:
+        raise UserError(f"A batch of {recipe.batch} cannot be shared by {workers.num_processes} processes; enlarge it.")
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
     model.to(workers.device, memory_format=layout).requires_grad_(True)
     optimiser = _optimiser(model, recipe)
@@ -72,6 +75,7 @@ def train(
         model.load_state_dict(resume["model"])
         optimiser.load_state_dict(resume["optimiser"])
         average, start = {name: t.to(workers.device) for name, t in resume["average"].items()}, resume["step"]
+        del resume
 
     def state() -> dict[str, Any]:
         return {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step + 1}

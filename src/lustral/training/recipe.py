@@ -38,7 +38,7 @@ class Recipe:
     ema_power: float = 0.0
     """The average's warm-up: 1 − (1 + step)^−power (ADDT: 0.75); 0: (1 + step)/(10 + step)."""
     ema_half_life: float = 0.0
-    """If not 0, images after which a weight counts half (EDM), in place of ``ema``, ramped up over 5 % of the run."""
+    """If not 0, images after which a weight counts half, in place of ``ema``; at most 5 % of those seen (EDM)."""
     flip: bool = False
     """Augmentation: mirror every other image."""
     crop: int = 0
@@ -65,6 +65,11 @@ class Recipe:
             raise UserError(f"accumulate must lie between 1 and the batch ({self.batch}), not {self.accumulate}.")
         if not (0 <= self.warmup < 1 and 0 <= self.extra_share < 1 and self.clip >= 0):
             raise UserError("A recipe needs 0 ≤ warmup < 1, 0 ≤ extra_share < 1 and clip ≥ 0.")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise UserError("AdamW needs 0 ≤ beta1 < 1 and 0 ≤ beta2 < 1.")
+        least = self.weight_decay, self.ema_power, self.ema_half_life, self.crop, self.shift, self.cutout
+        if min(least) < 0:
+            raise UserError("weight_decay, ema_power, ema_half_life, crop, shift and cutout cannot be negative.")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
