@@ -196,3 +196,10 @@ def test_a_threat_that_has_no_projection_is_refused():
 def test_no_steps_at_all_are_refused():
     with pytest.raises(UserError, match="1 step"):
         FAB(Linf(0.1), exact(), steps=0)
+
+
+def test_a_tiny_weight_does_not_move_its_pixel():
+    """The first bound of the common length is then about 1e15."""
+    x, w = torch.full((1, 1, 1, 2), 0.5).double(), torch.tensor([1.0, 1e-15]).double().view(1, 1, 1, 2)
+    d = onto_boundary(L2(1.0), x, w, dot(w, x) + 0.1)
+    assert torch.allclose(d.flatten(), torch.tensor([0.1, 1e-16]).double(), atol=1e-9)

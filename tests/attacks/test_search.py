@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lustral.attacks.gradients import Look
+from lustral.attacks.apgd import APGD
+from lustral.attacks.gradients import Look, exact
+from lustral.attacks.pgd import PGD
 from lustral.attacks.search import Best, Outcome, Restarts, join, unfooled
 from lustral.core.errors import UserError
 from lustral.core.noise import Key, audit
-from lustral.core.threat import Linf
+from lustral.core.threat import L2, Linf
 
 NAN = float("nan")
 
@@ -184,3 +186,27 @@ def test_every_restart_has_noise_of_its_own():
 def test_no_restart_at_all_is_refused():
     with pytest.raises(UserError, match="restart"):
         Restarts(Script([], []), 0)
+
+
+@dataclass
+class Cracked:
+    """A victim whose gradient is NaN for the second image."""
+
+    weight: Tensor
+
+    def logits(self, x: Tensor, rng, adjoint=None) -> Tensor:
+        if x.requires_grad:
+            hole = torch.where(torch.arange(len(x)) == 1, torch.nan, 1.0).view(-1, 1, 1, 1)
+            x.register_hook(lambda grad: grad * hole)
+        lead = (x * self.weight).sum(dim=(1, 2, 3)) - 1
+        return torch.stack([0 * lead, lead], dim=1)
+
+
+@pytest.mark.parametrize("ball", [Linf, L2])
+@pytest.mark.parametrize("search", [PGD, APGD])
+def test_an_image_without_a_gradient_stays_an_image(ball, search):
+    """NaN candidates would count as wrong to the search, and as clean to the judge."""
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.ones(3, dtype=torch.long)
+    found = search(ball(0.2), exact(), steps=5).run(Cracked(torch.ones(1, 2, 2)), x, y, Key(0).rng(3))
+    assert found.x.isfinite().all()
+    assert (found.x[0] != x[0]).any()

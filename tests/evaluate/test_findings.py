@@ -81,6 +81,7 @@ def test_what_was_not_measured_is_not_judged(name):
         ("roughness", {"roughness": 3.0}, "amber"),
         ("binarisation", {"binarisation": {"images": 16, "attack": 1.0, "chance": 0.1}}, "green"),
         ("binarisation", {"binarisation": {"images": 16, "attack": 0.8, "chance": 0.1}}, "amber"),
+        ("binarisation", {"binarisation": {"images": 16, "attack": 1.0, "chance": 1.0}}, "amber"),
         ("binarisation", {"binarisation": {"images": 16, "attack": 0.25, "chance": 0.1}}, "red"),
         ("binarisation", {"binarisation": {"images": 0, "attack": 0.0, "chance": 0.0}}, None),
         ("undefended-twin", {"undefended": 0.0, "undefended_unbounded": 0.0}, "green"),
@@ -157,6 +158,17 @@ def test_accuracy_may_not_rise_with_eps():
     assert level("monotone-curve", stages=curve(0.2, 0.9, 0.1)) == "red"
 
 
+def test_a_few_images_are_no_proof_that_the_attack_beats_chance():
+    few = {"null": seen(1.0, 3), "worst": seen(0.0, 3)}
+    assert level("null-control", stages=few) == "amber"
+    assert level("null-control", stages={"null": seen(1.0), "worst": seen(0.0)}) == "green"
+
+
+def test_two_classes_can_have_a_red_undefended_twin():
+    found = {"undefended": 0.9, "undefended_unbounded": 0.9}
+    assert level("undefended-twin", found, classes=2) == "red"
+
+
 def test_looks_alone_must_not_be_mistaken_for_an_attack():
     often = [np.array([0.0, 0.0, 0.1])] * N
     never = [np.zeros(3)] * N
@@ -174,27 +186,34 @@ def test_a_search_that_still_climbs_has_not_converged():
     climbing, done = [np.linspace(0, 1, 40)] * N, [np.minimum(np.linspace(0, 2, 40), 1)] * N
     assert level("converged", stages={"exact": seen(0.5, losses=climbing)}) == "amber"
     assert level("converged", stages={"exact": seen(0.5, losses=done)}) == "green"
+    assert level("converged", stages={"exact": seen(0.0, losses=climbing)}) is None, "all left because they were broken"
 
 
 def test_one_attack_should_nearly_reach_the_worst_case_of_all():
-    def stages(other: float) -> dict[str, Seen]:
-        return {"apgd-margin": seen(0.8), "square": seen(other)}
+    def stages(worst: float) -> dict[str, Seen]:
+        return {"apgd-margin": seen(0.8), "worst": seen(worst)}
 
-    cascade = ("apgd-margin", "square")
-    assert level("attacks-agree", stages=stages(0.75), cascade=cascade) == "green"
-    assert level("attacks-agree", stages=stages(0.2), cascade=cascade) == "amber"
+    assert level("attacks-agree", stages=stages(0.75)) == "green"
+    assert level("attacks-agree", stages=stages(0.2)) == "amber"
+    assert level("attacks-agree", stages={"apgd-margin": seen(0.8)}) is None
 
 
 def test_successes_must_be_handed_in():
     fooled, not_fooled = [np.array([0.5, 1.0, 0.0])] * N, [np.array([0.5, 0.4])] * N
-    assert level("silent-success", stages={"exact": seen(0.9, wrongs=fooled)}) == "amber"
-    assert level("silent-success", stages={"exact": seen(0.9, wrongs=not_fooled)}) == "green"
+    assert level("silent-success", stages={"exact": seen(0.9, wrongs=fooled)}, eot=8) == "amber"
+    assert level("silent-success", stages={"exact": seen(0.9, wrongs=not_fooled)}, eot=8) == "green"
+    assert level("silent-success", stages={"exact": seen(0.9, wrongs=fooled)}, random=False) == "amber"
+    assert level("silent-success", stages={"exact": seen(0.9, wrongs=fooled)}, eot=2) is None, "chance, not a loss"
 
 
 def test_the_worst_case_lies_below_every_attack():
     stages = {"apgd-margin": seen(0.5), "square": seen(0.2), "worst": seen(0.5)}
     assert level("worst-case", stages=stages, cascade=("apgd-margin", "square")) == "amber"
     assert level("worst-case", stages=stages | {"worst": seen(0.2)}, cascade=("apgd-margin", "square")) == "green"
+    few = {"square": seen(0.5, 2), "worst": seen(1.0)}
+    assert level("worst-case", stages=few, cascade=("square",)) == "green", "one image proves nothing"
+    apart = {"square": seen(0.0, 2, ids=torch.tensor([900, 901])), "worst": seen(1.0)}
+    assert level("worst-case", stages=apart, cascade=("square",)) is None
 
 
 def test_candidates_outside_the_threat_are_counted():

@@ -275,3 +275,17 @@ def test_others_metrics_are_left_out_where_draws_or_looks_are_missing():
         is found["Fixed-AutoAttack", "mean of 20"]
         is None
     )
+
+
+def test_nan_is_never_right():
+    """Though torch.argmax takes it for the largest, and class 0 would stay robust to whatever breaks a defence."""
+    logits = torch.tensor([[[2.0, 1.0], [torch.nan, torch.nan]], [[2.0, torch.nan], [2.0, 1.0]]])
+    y = torch.zeros(2, dtype=torch.long)
+    assert metrics.right(logits, y).tolist() == [[True, False], [False, True]]
+    assert metrics.voted(logits, y, MeanLogits(2)).tolist() == [[False], [False]]
+
+
+def test_the_anytime_interval_of_sorted_values_says_nothing():
+    """They are no random order: every mean is refuted, and the interval must not look tight."""
+    found = metrics.sequence([1.0] * 500 + [0.0] * 500)
+    assert (found.low, found.high) == (0, 1)

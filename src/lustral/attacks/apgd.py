@@ -11,7 +11,7 @@ from ..core.noise import Rng
 from ..core.threat import Threat
 from .gradients import Estimator, Look, Selection, Victim
 from .losses import Loss, cross_entropy
-from .search import Best, Outcome
+from .search import Best, Outcome, usable
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class APGD:
             if i == self.steps:
                 return None, chosen.loss
             best.note(rows, look := self.gradient(victim, x, y, self.loss, rng.fold("look", i)))
-            return look.grad, chosen.loss
+            return usable(look.grad), chosen.loss
         look: Look = self.gradient(victim, x, y, self.loss, rng.fold("look", i))
         best.see(rows, x, look)
-        return look.grad, look.loss
+        return usable(look.grad), look.loss
 
     def _step(self, x0: Tensor, rows: Tensor, state: "_State", first: bool) -> None:
         """z = Π(x + size·direction);  x ← Π(x + a·(z − x) + (1 − a)·(x − last)),  a = 0.75, at the first step 1."""

@@ -10,7 +10,7 @@ from ..core.noise import Rng
 from ..core.threat import L1, L2, Linf, Threat
 from .gradients import Estimator, Look, Selection, Victim
 from .losses import toward
-from .search import Best, Outcome
+from .search import Best, Outcome, usable
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FAB:
 
     def _step(self, at: Tensor, clean: Tensor, look: Look) -> Tensor:
         # The linearisation: f(z) ≈ loss + ⟨w, z − at⟩, so the boundary is ⟨w, z⟩ = ⟨w, at⟩ − loss.
-        w = look.grad
+        w = usable(look.grad)
         level = (w * at).flatten(1).sum(dim=1) - look.loss
         from_here, from_clean = (onto_boundary(self.threat, z, w, level) for z in (at, clean))
         here, there = (self.threat.distance(z + d, z) for z, d in ((at, from_here), (clean, from_clean)))
@@ -93,7 +93,7 @@ def _together(share: Tensor, size: Tensor, room: Tensor, need: Tensor) -> Tensor
     """min(t·share, room) with the t at which Σ size·moved = need."""
     low = torch.zeros_like(need)[:, None]
     high = (room / share.clamp_min(1e-20)).where(share > 0, 0.0).amax(dim=1, keepdim=True)
-    for _ in range(40):
+    for _ in range(100):  # a tiny weight makes the first bound as large as 1e20
         middle = (low + high) / 2
         enough = (size * torch.minimum(middle * share, room)).sum(dim=1, keepdim=True) >= need[:, None]
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)

@@ -33,9 +33,14 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, eq. 6): the margin over the spread of the top three logits."""
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6): the margin over the spread of the top three logits.
+
+    With two classes it would be constant, and is the margin.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, y)
     top = logits.sort(dim=1, descending=True).values
-    spread = top[:, 0] - top[:, min(2, top.shape[1] - 1)]
+    spread = top[:, 0] - top[:, 2]
     return margin(logits, y) / spread.clamp_min(1e-12)
 
 
@@ -47,9 +52,11 @@ def toward(logits: Tensor, pairs: Tensor) -> Tensor:
 
 def dlr_toward(logits: Tensor, pairs: Tensor) -> Tensor:
     """Targeted DLR (Croce and Hein 2020, eq. 7): the same over the top logit's lead on the third and fourth."""
+    if logits.shape[1] < 3:
+        return toward(logits, pairs)
     top = logits.sort(dim=1, descending=True).values
     classes = top.shape[1]
-    spread = top[:, 0] - (top[:, min(2, classes - 1)] + top[:, min(3, classes - 1)]) / 2
+    spread = top[:, 0] - (top[:, 2] + top[:, min(3, classes - 1)]) / 2
     return toward(logits, pairs) / spread.clamp_min(1e-12)
 
 

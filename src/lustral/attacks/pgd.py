@@ -10,7 +10,7 @@ from ..core.noise import Rng
 from ..core.threat import Threat
 from .gradients import Estimator, Selection, Victim
 from .losses import Loss, cross_entropy
-from .search import Best, Outcome
+from .search import Best, Outcome, usable
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PGD:
                 best.note(rows, look := self.gradient(victim, at, y[rows], self.loss, noise))
             else:
                 best.see(rows, at, look := self.gradient(victim, at, y[rows], self.loss, noise))
-            grad = look.grad
+            grad = usable(look.grad)
             if self.momentum:
                 mean = grad.abs().flatten(1).mean(dim=1).clamp_min(1e-20).view(-1, 1, 1, 1)
                 grad = velocity[rows] = self.momentum * velocity[rows] + grad / mean

@@ -62,7 +62,7 @@ class Best:
 
     def choose(self, rows: Tensor, x: Tensor, look: Look) -> None:
         """Keeps the images x of ``rows`` where this look at them is the best so far."""
-        better = (look.wrong > self.wrong[rows]) | ((look.wrong == self.wrong[rows]) & (look.loss > self.loss[rows]))
+        better = _better(look, self, rows)
         into = rows[better]
         self.x[into] = x[better].detach()
         self.loss[into], self.wrong[into] = look.loss[better].to(self.loss), look.wrong[better].to(self.wrong)
@@ -79,15 +79,24 @@ class Best:
         return (~decided).nonzero()[:, 0]
 
     def outcome(self) -> Outcome:
-        losses, wrongs = (torch.stack(history, dim=1) for history in (self._losses, self._wrongs))
+        none = self.loss.new_empty(len(self.loss), 0)
+        losses, wrongs = (torch.stack(seen, dim=1) if seen else none for seen in (self._losses, self._wrongs))
         return Outcome(self.x, self.loss, self.wrong, losses, wrongs)
+
+
+def _better(new: Look | Outcome, old: "Best | Outcome", rows: Tensor) -> Tensor:
+    """Where what was seen now is worse for the victim than what was known of ``rows``."""
+    return (new.wrong > old.wrong[rows]) | ((new.wrong == old.wrong[rows]) & (new.loss > old.loss[rows]))
+
+
+def usable(grad: Tensor) -> Tensor:
+    """A gradient to step along: zero where it is NaN or infinite, so that an image without one stays an image."""
+    return grad.nan_to_num(0.0, 0.0, 0.0)
 
 
 def join(first: Outcome, second: Outcome, rows: Tensor) -> Outcome:
     """The better candidate of each image from two searches, the second of which saw ``rows`` of the first's batch."""
-    better = (second.wrong > first.wrong[rows]) | (
-        (second.wrong == first.wrong[rows]) & (second.loss > first.loss[rows])
-    )
+    better = _better(second, first, rows)
     into = rows[better]
     best = [old.index_copy(0, into, new[better]) for old, new in zip(first[:3], second[:3], strict=True)]
     histories = []

@@ -10,7 +10,7 @@ from ..core.errors import UserError
 from ..core.noise import Rng
 from .gradients import Estimator, Selection, Victim
 from .losses import Loss, margin
-from .search import Best, Outcome
+from .search import Best, Outcome, usable
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class StAdv:
             if i == self.steps:
                 break
             best.note(rows, look := self.gradient(victim, at, y[rows], self.loss, rng.fold("look", i)[rows]))
-            (grad,) = torch.autograd.grad(bent, leaf, look.grad)
+            (grad,) = torch.autograd.grad(bent, leaf, usable(look.grad))
             mean = grad.abs().flatten(1).mean(dim=1).clamp_min(1e-20).view(-1, 1, 1, 1)
             velocity[rows] = 0.75 * velocity[rows] + grad / mean
             flow[rows] = (flow[rows] + size * velocity[rows].sign()).clamp(-self.threat.eps, self.threat.eps)

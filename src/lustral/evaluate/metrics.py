@@ -37,8 +37,8 @@ def wilson(value: float, n: int, confidence: float = 0.95) -> Estimate:
 
 
 def right(logits: Tensor, y: Tensor) -> Tensor:
-    """Which draws are right, [n, draws]."""
-    return logits.argmax(dim=-1) == y[:, None]
+    """Which draws are right, [n, draws]; NaN is wrong."""
+    return (logits.argmax(dim=-1) == y[:, None]) & ~logits.isnan().any(dim=-1)
 
 
 def average(right: Tensor) -> Estimate:
@@ -70,11 +70,11 @@ def _blocks(logits: Tensor, k: int) -> Tensor:
 
 
 def voted(logits: Tensor, y: Tensor, vote: Vote) -> Tensor:
-    """Which decisions of a vote are right, [n, draws // vote.draws]; an abstention counts as wrong."""
+    """Which decisions of a vote are right, [n, draws // vote.draws]; an abstention or a NaN is wrong."""
     blocks = _blocks(logits, vote.draws)
     n, count = blocks.shape[:2]
     labels = vote.label(vote.merge(blocks.flatten(0, 1))).view(n, count)
-    return labels == y[:, None]
+    return (labels == y[:, None]) & ~blocks.isnan().flatten(2).any(dim=2)
 
 
 def mean_logit_of(logits: Tensor, y: Tensor, k: int) -> Estimate:
@@ -181,7 +181,8 @@ def sequence(values: Sequence[float], confidence: float = 0.95) -> Estimate:
 
     The hedged capital process of Waudby-Smith and Ramdas (2024, theorem 3) with its predictable plug-in bets: one may
     look after every image and stop when the interval is tight, without the bias of many looks. The values must come in
-    an order that was fixed before any of them was seen.
+    random order, fixed before any was seen; where they are sorted, by class say, no mean may be possible, and the
+    interval is all of [0, 1].
     """
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
@@ -195,8 +196,8 @@ def sequence(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     up = np.log1p(np.minimum(bets, 0.5 / np.maximum(grid, 1e-9)[:, None]) * (x - grid[:, None])).cumsum(axis=1)
     down = np.log1p(-np.minimum(bets, 0.5 / np.maximum(1 - grid, 1e-9)[:, None]) * (x - grid[:, None])).cumsum(axis=1)
     possible = (np.maximum(up, down).max(axis=1) + np.log(0.5)) < np.log(1 / alpha)
-    inside = grid[possible] if possible.any() else np.array([x.mean()])
-    return Estimate(float(x.mean()), float(inside.min()), float(inside.max()))
+    inside, step = grid[possible] if possible.any() else grid, grid[1]
+    return Estimate(float(x.mean()), max(0.0, float(inside.min()) - step), min(1.0, float(inside.max()) + step))
 
 
 def per_class(right: Tensor, y: Tensor) -> dict[int, Estimate]:

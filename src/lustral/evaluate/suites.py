@@ -128,7 +128,7 @@ def jobs(name: str, systems: list[System], threat: Threat, images: int, budget: 
 
 
 def always(at: Setting) -> list[Stage]:
-    """Clean accuracy and the null control, which looks as often and on as many draws as the longest gradient attack."""
+    """Clean accuracy and the null control, which looks as often as ``apgd-margin`` and on as many draws."""
     null = RandomSign(at.threat, at.size.iterations + 1, Selection(at.eot), margin)
     return [Stage("clean", None, at.size.final), Stage("null", null, at.size.final)]
 

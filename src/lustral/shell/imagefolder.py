@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import UserError
 from .files import saying
-from .splits import Labelled, Parts
+from .splits import Labelled, Parts, by_hash
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FOLDERS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
@@ -17,6 +17,8 @@ GREY = ("1", "L", "LA")
 
 def read(root: Path) -> Parts:
     """The pictures below a folder. Ids are positions in the sorted list of all relative paths; classes are sorted too.
+
+    The pictures come in the order of their ids' SHA-256, so that the first so many are of all classes.
 
     Where there is no test folder, val is what is tested on. Class folders alone are the whole set, whatever the split.
     All pictures must be of one size; they are read in grey where all of them are.
@@ -35,6 +37,7 @@ def read(root: Path) -> Parts:
             "or train and test folders of class folders."
         )
     ids = {path: i for i, (_, path) in enumerate(everything)}
+    found = {split: sorted(paths, key=lambda path: by_hash(ids[path])) for split, paths in found.items()}
     mode = _mode(list(ids))
     depth = 0 if whole else 1
     names = sorted({path.relative_to(root).parts[depth] for path in ids})

@@ -52,9 +52,10 @@ def gradient_profile(e: Evidence) -> Finding | None:
 def bpda_cosine(e: Evidence) -> Finding | None:
     """8: the exact gradient and BPDA's, which should at least not oppose each other."""
     cosine = e.certificate.get("cosine_bpda")
-    return (
-        None if cosine is None else bar(-cosine, 0, inf, f"Cosine between the exact gradient and BPDA's: {cosine:.2f}.")
-    )
+    if cosine is None:
+        return None
+    level = "green" if cosine >= 0 else "amber"
+    return Finding(level, cosine, f"Cosine between the exact gradient and BPDA's: {cosine:.2f}.")
 
 
 def clipping(e: Evidence) -> Finding | None:

@@ -8,15 +8,18 @@ import numpy as np
 from ..metrics import wilson
 from .base import RED, Evidence, Finding, bar, difference, measured, points
 
+FEW = 8
+"""Decisions at a look from which on all of them being wrong is no accident."""
+
 
 def converged(e: Evidence) -> Finding | None:
     """15: the best loss must not still rise in the last tenth of the looks."""
     name = e.main()
     if name is None:
         return None
-    late = []
-    for losses in e.stages[name].losses:
-        if len(losses) >= 10:
+    seen, late = e.stages[name], []
+    for losses, wrong in zip(seen.losses, seen.wrong.tolist(), strict=True):
+        if len(losses) >= 10 and wrong < 1:  # an image that left because it was broken needs no more gain
             best = np.maximum.accumulate(losses)
             late.append((best[-1] - best[int(0.9 * (len(best) - 1))]) / max(best[-1] - best[0], 1e-12))
     if not late:
@@ -27,24 +30,24 @@ def converged(e: Evidence) -> Finding | None:
 
 
 def attacks_agree(e: Evidence) -> Finding | None:
-    """16: if the worst case over attacks is far below the best single attack, no single one searches well enough."""
-    shares = {name: e.stages[name] for name in e.cascade if name in e.stages}
-    first = e.stages.get("apgd-margin")
-    if first is None or len(shares) < 2:
+    """16: if the worst case over attacks is far below the best single attack, no single one searches well enough.
+
+    The worst case judged anew: a minimum over noisy shares would lie below every one of them by chance.
+    """
+    first, worst = e.stages.get("apgd-margin"), e.stages.get("worst")
+    found = difference(first, worst) if first is not None and worst is not None else None
+    if found is None:
         return None
-    worst = dict(zip(first.ids.tolist(), first.right.tolist(), strict=True))
-    for seen in shares.values():
-        for image, right in zip(seen.ids.tolist(), seen.right.tolist(), strict=True):
-            if image in worst:
-                worst[image] = min(worst[image], right)
-    gap = first.accuracy - sum(worst.values()) / len(worst)
-    return bar(gap, 0.1, inf, f"The worst case over all attacks is {100 * gap:.1f} points below apgd-margin alone.")
+    return bar(found.value, 0.1, inf, f"apgd-margin alone leaves {points(found)} more than the worst of all attacks.")
 
 
 def silent_success(e: Evidence) -> Finding | None:
-    """17: images that were wrong in every draw at some look, while the candidate handed in is mostly right."""
+    """17: images that were wrong in every draw at some look, while the candidate handed in is mostly right.
+
+    Where a look is at few decisions, all of them are wrong at some look by chance, and that says nothing.
+    """
     name = e.main()
-    if name is None:
+    if name is None or (e.random and e.eot < FEW):
         return None
     seen = e.stages[name]
     fooled = [len(w) > 0 and w.max() == 1 for w in seen.wrongs]
@@ -94,7 +97,8 @@ def binarisation(e: Evidence) -> Finding | None:
     if not found or not found["images"]:
         return None
     rate, images = found["attack"], found["images"]
-    level = "green" if rate >= 0.95 else "red" if wilson(rate, images).high < 0.75 else "amber"
+    powerful = found["chance"] < wilson(rate, images).low  # where random signs find as many, finding them proves little
+    level = "red" if wilson(rate, images).high < 0.75 else "green" if rate >= 0.95 and powerful else "amber"
     text = f"The attack finds {rate:.0%} of {images} adversarial examples that exist by construction"
     text += f"; random signs find {found['chance']:.0%}."
     return Finding(level, rate, text)

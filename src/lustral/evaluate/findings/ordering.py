@@ -1,10 +1,6 @@
 """Do stronger attackers do more harm? A reversal means masked gradients or a broken attack (checks 22 to 26 and 28)."""
 
-from math import inf
-
-import torch
-
-from .base import Evidence, Finding, bar, gap, points, stronger
+from .base import RED, Evidence, Finding, difference, points, stronger
 
 
 def blind_over_bpda(e: Evidence) -> Finding | None:
@@ -37,7 +33,7 @@ def undefended_twin(e: Evidence) -> Finding | None:
     free, bounded = e.certificate.get("undefended_unbounded"), e.certificate.get("undefended")
     if free is None:
         return None
-    level = "red" if free > 2 / e.classes else "amber" if bounded > 0.5 else "green"
+    level = "red" if free > min(2 / e.classes, (1 + 1 / e.classes) / 2) else "amber" if bounded > 0.5 else "green"
     return Finding(
         level,
         bounded,
@@ -50,18 +46,14 @@ def worst_case(e: Evidence) -> Finding | None:
     worst = e.stages.get("worst")
     if worst is None:
         return None
-    place = dict(zip(worst.ids.tolist(), worst.right.tolist(), strict=True))
-    gaps = []
-    for name in e.cascade:
-        seen = e.stages.get(name)
-        if seen is not None and len(seen.ids):
-            both = [(place[i], r) for i, r in zip(seen.ids.tolist(), seen.right.tolist(), strict=True) if i in place]
-            gaps.append(gap(torch.tensor([w - r for w, r in both])))
+    seen = [e.stages[name] for name in e.cascade if name in e.stages]
+    gaps = [found for found in (difference(worst, stage) for stage in seen) if found is not None]
     if not gaps:
         return None
-    largest = max(gaps, key=lambda found: found.value)
-    return bar(
-        largest.low, 0.0, inf, f"The worst case judged anew lies at most {points(largest)} above a single attack."
+    largest, surest = max(gaps, key=lambda found: found.value), min(gaps, key=lambda found: found.above)
+    level = "amber" if surest.value > 0 and surest.above < RED else "green"
+    return Finding(
+        level, largest.value, f"The worst case judged anew lies at most {points(largest)} above a single attack."
     )
 
 

@@ -57,7 +57,7 @@ def null_control(e: Evidence) -> Finding | None:
     gap = difference(e.stages["null"], e.stages[last])
     if gap is None:
         return None
-    level = "red" if gap.value < 0 and gap.below < RED else "amber" if gap.low <= 0 else "green"
+    level = "red" if gap.value < 0 and gap.below < RED else "green" if gap.low > 0 and gap.above < 0.05 else "amber"
     return Finding(level, gap.value, f"Random signs leave {points(gap)} more accuracy than the attack.")
 
 
