@@ -196,7 +196,7 @@ def sequence(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     up = np.log1p(np.minimum(bets, 0.5 / np.maximum(grid, 1e-9)[:, None]) * (x - grid[:, None])).cumsum(axis=1)
     down = np.log1p(-np.minimum(bets, 0.5 / np.maximum(1 - grid, 1e-9)[:, None]) * (x - grid[:, None])).cumsum(axis=1)
     possible = (np.maximum(up, down).max(axis=1) + np.log(0.5)) < np.log(1 / alpha)
-    inside, step = grid[possible] if possible.any() else grid, grid[1]
+    inside, step = grid[possible] if possible.any() else grid, float(grid[1])
     return Estimate(float(x.mean()), max(0.0, float(inside.min()) - step), min(1.0, float(inside.max()) + step))
 
 
