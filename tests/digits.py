@@ -5,7 +5,7 @@ from lustral.core.threat import L2, Linf
 from lustral.defence import Defence
 from lustral.evaluate.protocol import Data, Job
 from lustral.shell import build
-from lustral.shell import data as datasets
+from lustral.shell.images import data as datasets
 from lustral.shell.options import Classification, Purification, Resources, Search
 
 EPS = 3 / 16

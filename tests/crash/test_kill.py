@@ -29,7 +29,9 @@ EVALUATION = [
 ]
 SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--micro_batch=32"]
 TRAINING = ["--network.width=8", "--recipe.steps=80", "--recipe.batch=16", "--threads=1"]
-SAVING_ALWAYS = "from lustral.shell import fit; fit.SAVE_EVERY = 0.0; from lustral.shell.cli import entry; entry()"
+SAVING_ALWAYS = (
+    "from lustral.shell.trainer import fit; fit.SAVE_EVERY = 0.0; from lustral.shell.cli import entry; entry()"
+)
 PATIENCE = 60.0
 
 

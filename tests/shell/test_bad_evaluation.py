@@ -10,7 +10,8 @@ import lustral as library
 from digits import digits
 from lustral.core.errors import UserError
 from lustral.core.threat import Linf
-from lustral.shell import build, commands, data, tasks, weights
+from lustral.shell import build, commands, weights
+from lustral.shell.images import data
 from lustral.shell.options import (
     Adversary,
     Classification,
@@ -21,6 +22,7 @@ from lustral.shell.options import (
     Search,
     ThreatModel,
 )
+from lustral.shell.trainer import tasks
 from mistakes import Cases, a_run, after, check, cut, evaluate, foreign_run, images, text, with_data
 
 CASES: Cases = {

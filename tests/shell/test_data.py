@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lustral.core.errors import UserError
-from lustral.shell import data, demo
+from lustral.shell import demo
+from lustral.shell.images import data
 from published import idx_files, put
 
 GREY = np.random.default_rng(0).random((5, 4, 6))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lustral.core.errors import UserError
-from lustral.shell import data, download
+from lustral.shell.images import data, download
 
 N = {"train": 12, "t10k": 3}
 

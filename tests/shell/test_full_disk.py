@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lustral.shell import fit, weights
+from lustral.shell import weights
+from lustral.shell.trainer import fit
 from mistakes import PNG, TRAIN, after, evaluate, picture, purify, said, save, text
 
 # What is prepared, giving the arguments; and how many bytes a file may have.

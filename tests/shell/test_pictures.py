@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lustral.core.errors import UserError
-from lustral.shell import pictures
+from lustral.shell.images import pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)

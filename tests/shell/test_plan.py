@@ -9,8 +9,8 @@ import pytest
 
 from lustral.evaluate import certificate
 from lustral.evaluate.findings import Finding
-from lustral.shell import data as datasets
 from lustral.shell import plan, results
+from lustral.shell.images import data as datasets
 from lustral.shell.ledger import Ledger
 from lustral.shell.options import Resources
 

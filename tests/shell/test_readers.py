@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lustral.core.errors import UserError
-from lustral.shell import data, unpickle
+from lustral.shell.images import data, unpickle
 from published import (
     COLOUR,
     FORMATS,

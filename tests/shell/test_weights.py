@@ -8,7 +8,8 @@ from components import scramble
 from digits import digits
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
-from lustral.shell import data, weights
+from lustral.shell import weights
+from lustral.shell.images import data
 
 CARD = weights.Card(
     name="own",

@@ -89,7 +89,8 @@ def train(
         check_every: Steps between measurements of the averaged network (-checks.csv); 0: none on the way.
         threads: CPU threads; default: all, and with torchrun one for each process.
     """
-    from . import build, fit, show, tasks
+    from . import build, show
+    from .trainer import fit, tasks
 
     build.prepare(Resources(threads=threads))
     asked = tasks.Asked(task, network, noise, adversary, smoothing, recipe.seed)

@@ -11,9 +11,10 @@ from ..core import kernel
 from ..core.errors import UserError
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
-from . import build, download, folder, pictures, plan, weights
-from . import data as datasets
+from . import build, folder, plan, weights
 from .files import replacing, write_text
+from .images import data as datasets
+from .images import download, pictures
 from .ledger import Ledger
 from .options import Classification, Entry, Evaluation, Purification, Resources, Search, ThreatModel
 from .report import render

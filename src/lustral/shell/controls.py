@@ -13,7 +13,7 @@ from ..evaluate import controls, suites
 from ..evaluate.findings import findings
 from ..evaluate.protocol import Job, Stage, System
 from . import build, results, runner, weights
-from . import data as datasets
+from .images import data as datasets
 from .options import Resources
 
 EPS = 3 / 16

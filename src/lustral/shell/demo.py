@@ -7,7 +7,7 @@ from ..core.noise import Key
 from ..core.threat import Linf
 from ..evaluate.protocol import Job, System
 from . import build, folder, results, runner
-from . import data as datasets
+from .images import data as datasets
 from .ledger import Ledger
 from .options import Classification, Purification, Resources, Search
 from .terminal import command

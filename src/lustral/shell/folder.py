@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import UserError
-from .data import read_arrays
 from .files import replacing, write_text
+from .images.data import read_arrays
 from .report import render
 
 SHOWN = ("clean", "null", "blind", "bpda", "unbounded", "black-box", "fixed")  # what shows why a number is withheld

@@ -13,8 +13,8 @@ from ..core.threat import Threat
 from ..evaluate import metrics, suites
 from ..evaluate.protocol import Data, Job, System, pending
 from . import build, folder, results, runner, weights
-from . import data as datasets
 from .files import write_text
+from .images import data as datasets
 from .ledger import Ledger
 from .options import Classification, Entry, Evaluation, Purification, Resources, Search, ThreatModel
 

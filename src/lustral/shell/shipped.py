@@ -3,8 +3,8 @@
 from torch import nn
 
 from ..evaluate.protocol import Data
-from . import data as datasets
 from . import weights
+from .images import data as datasets
 
 
 def data(name: str, split: str = "test") -> Data:

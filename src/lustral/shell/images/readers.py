@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from ..core.errors import UserError
+from ...core.errors import UserError
+from ..files import saying
 from . import unpickle
-from .files import saying
 from .splits import Labelled, Parts
 
 SIDE = 32

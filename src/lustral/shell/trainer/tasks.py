@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.errors import UserError, unknown
-from ..core.threat import Linf
-from ..evaluate.protocol import Data
-from ..schedules import VP
-from ..training.adbm import ADBM
-from ..training.addt import ADDT, ADDTUnmapped
-from ..training.adversarial import PGDAT, TRADES
-from ..training.batches import as_floats
-from ..training.denoising import Denoising
-from ..training.levels import Geometric, LogNormal, LogUniform, Times
-from ..training.objectives import CrossEntropy, Objective
-from . import measures, weights
-from .options import Adversary, Network, Noise, TaskName
+from ...core.errors import UserError, unknown
+from ...core.threat import Linf
+from ...evaluate.protocol import Data
+from ...schedules import VP
+from ...training.adbm import ADBM
+from ...training.addt import ADDT, ADDTUnmapped
+from ...training.adversarial import PGDAT, TRADES
+from ...training.batches import as_floats
+from ...training.denoising import Denoising
+from ...training.levels import Geometric, LogNormal, LogUniform, Times
+from ...training.objectives import CrossEntropy, Objective
+from .. import weights
+from ..options import Adversary, Network, Noise, TaskName
+from . import measures
 
 TASKS = TaskName.__args__
 CLASSIFIERS = ("classifier", "pgd-at", "trades")

@@ -8,13 +8,13 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from ..core.noise import Key
-from ..defence import Defence
-from ..denoisers.ideal import FiniteSet
-from ..evaluate.protocol import Data
-from ..purifiers.presets import diffpure
-from ..schedules import VP
-from ..training.batches import as_floats
+from ...core.noise import Key
+from ...defence import Defence
+from ...denoisers.ideal import FiniteSet
+from ...evaluate.protocol import Data
+from ...purifiers.presets import diffpure
+from ...schedules import VP
+from ...training.batches import as_floats
 
 SIGMAS = (0.05, 0.1, 0.2, 0.3)
 BATCH = 256

@@ -11,11 +11,11 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from ..core.errors import UserError, unknown
+from ...core.errors import UserError, unknown
+from ..files import replacing, saying
+from ..terminal import progress
 from . import data
-from .files import replacing, saying
 from .readers import IDX
-from .terminal import progress
 
 CHUNK = 2**18
 TIMEOUT = 30.0

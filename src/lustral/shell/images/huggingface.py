@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.errors import UserError
+from ...core.errors import UserError
 from .splits import Labelled, Parts
 
 IMAGES = ("image", "img")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import UserError
+from ...core.errors import UserError
 
 
 class _Refused(Exception):

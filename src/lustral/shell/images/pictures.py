@@ -11,9 +11,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..core.errors import UserError
+from ...core.errors import UserError
+from ..files import replacing, saying
 from .data import as_images, read_arrays
-from .files import replacing, saying
 
 PICTURES = (".png", ".jpg", ".jpeg")
 ARRAYS = (".npy", ".npz")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
-from ..evaluate.protocol import Data
+from ...core.errors import UserError
+from ...evaluate.protocol import Data
 
 SPLITS = ("train", "fit", "validation", "test")
 TENTH = 10

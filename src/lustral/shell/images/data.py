@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import check
-from ..core.errors import UserError, unknown
-from ..evaluate.protocol import Data
-from ..training.batches import as_floats
+from ...core import check
+from ...core.errors import UserError, unknown
+from ...evaluate.protocol import Data
+from ...training.batches import as_floats
+from ..files import saying
 from . import imagefolder, readers
-from .files import saying
 from .splits import SPLITS, Labelled, Parts
 
 DIGITS_TRAIN, DIGITS_VALIDATION = 1200, 200

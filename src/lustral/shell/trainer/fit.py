@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from ..core.errors import UserError
-from ..core.spec import digest
-from ..evaluate.protocol import Data
-from ..training.batches import Images, Source
-from ..training.loop import Progress, train
-from ..training.recipe import Recipe
-from . import curves, tasks, weights
-from . import data as datasets
-from .files import write_text
+from ...core.errors import UserError
+from ...core.spec import digest
+from ...evaluate.protocol import Data
+from ...training.batches import Images, Source
+from ...training.loop import Progress, train
+from ...training.recipe import Recipe
+from .. import weights
+from ..files import write_text
+from ..images import data as datasets
+from ..terminal import Quiet, command, console, progress, versions
+from . import curves, tasks
 from .tasks import Asked, Task
-from .terminal import Quiet, command, console, progress, versions
 
 SAVE_EVERY = 60.0
 EVERY = 20

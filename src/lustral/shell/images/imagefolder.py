@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..core.errors import UserError
-from .files import saying
+from ...core.errors import UserError
+from ..files import saying
 from .splits import Labelled, Parts, by_hash
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from ..evaluate.protocol import Data
+from ...evaluate.protocol import Data
+from ..files import replacing
 from . import measures
-from .files import replacing
 
 MOST = 10_000
 """Training images up to which the bound of an ideal denoiser is computed."""

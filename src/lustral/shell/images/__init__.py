@@ -1,0 +1,1 @@
+"""Images from disk and from the net, and back."""

@@ -1,0 +1,1 @@
+"""What ``lustral train`` does around the loop."""
