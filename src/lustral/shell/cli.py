@@ -28,7 +28,7 @@ from .options import (
 
 
 def demo(out: Path = Path("lustral-demo"), images: int = 64, seed: int = 0, resources: Resources = Resources()) -> None:
-    """Evaluate undefended, ADP and DiffPure on handwritten digits: about three minutes, ending in a report.
+    """Evaluate undefended, ADP and DiffPure on handwritten digits: about five minutes, ending in a report.
 
     Args:
         out: Folder for the ledger, results.json and report.html; an interrupted demo goes on there.

@@ -1,4 +1,4 @@
-"""The demonstration: the whole system on real handwritten digits, in about three minutes on two cores."""
+"""The demonstration: the whole system on real handwritten digits, in about five minutes on two cores."""
 
 from pathlib import Path
 
