@@ -81,7 +81,7 @@ def comparison(found: list[dict]) -> None:
     """Paired tests between two runs."""
     sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("stage", "a", "b"):
-        sheet.add_column(name, no_wrap=True)
+        sheet.add_column(name, overflow="fold")  # long names fold, so that no figure is cut
     for name in ("images", "a %", "b %", "a − b", "95 %", "only a", "only b", "McNemar p"):
         sheet.add_column(name, justify="right", no_wrap=True)
     for test in found:
