@@ -322,9 +322,10 @@ def test_threads_take_turns_at_the_global_generators():
     pytest.importorskip("torchattacks")
     attack, (_, x, y) = interop.torchattacks_attack("PGD", Linf(EPS), steps=2), digits(N)
     rngs = [KEY.fold("thread", i).rng(N) for i in range(4)]
-    alone = [attack.run(defence(), x, y, rng).x for rng in rngs]
+    victims = [defence() for _ in rngs]  # building a network draws from the generators too
+    alone = [attack.run(victim, x, y, rng).x for victim, rng in zip(victims, rngs, strict=True)]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda rng: attack.run(defence(), x, y, rng).x, rngs))
+        together = list(pool.map(lambda victim, rng: attack.run(victim, x, y, rng).x, victims, rngs))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
