@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -39,7 +38,7 @@ def draw(out: Path, rows: Sequence[Sequence[float]], denoiser: nn.Module | None,
     if denoiser is not None:
         _psnr(panels[1], measures.psnr(denoiser, train, test, bound=len(train.ids) <= MOST))
         _grid(out.with_name(f"{out.stem}-denoised.png"), measures.grid(denoiser, test).numpy())
-    with replacing(out.with_suffix(".png")) as scratch, matplotlib.rc_context({"svg.hashsalt": "lustral"}):
+    with replacing(out.with_suffix(".png")) as scratch:
         figure.savefig(scratch, format="png", dpi=120)
 
 

@@ -54,8 +54,8 @@ class History:
         """Takes in a step that took so many seconds."""
         if not math.isfinite(now.loss):
             raise UserError(
-                f"The loss is {now.loss} at step {now.step}: the training has diverged. Choose a smaller --recipe.lr, "
-                "or a --recipe.clip, and another output or no checkpoint."
+                f"The loss is {now.loss} at step {now.step}: the training has diverged. Choose a smaller --recipe.lr "
+                "or a --recipe.clip, and another output, or delete the checkpoint."
             )
         self.losses.append(now.loss)
         self.seconds += seconds
@@ -101,7 +101,8 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
     source = _source(choice, recipe, train_set)
     held = parts.pick("validation", choice.data) if choice.split == "fit" else test
     pixels = [t for images in (source.real, source.extra) if images for t in (images.x, images.y)]
-    identity = digest({"asked": asked, "choice": choice, "recipe": recipe, "images": pixels, "net": task.model})
+    networks = {"net": task.model, "guide": task.guide}
+    identity = digest({"asked": asked, "choice": choice, "recipe": recipe, "images": pixels} | networks)
     checkpoint = out.with_suffix(".checkpoint")
     history = _fit(task, source, recipe, checkpoint, identity, accelerator, Checks(task, held, check_every))
     if not accelerator.is_main_process:
