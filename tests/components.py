@@ -120,3 +120,13 @@ PURIFIERS: dict[str, Callable[[Denoiser], Purifier]] = {
 }
 WITHOUT_NET = {"function", "function-plain"}
 IN_RANGE = {"adp", "adp-binary", "adp-published", "adp-gated", "chain", "ddpm-large"}
+
+
+def check_weights_matter(model: nn.Module, x: Tensor) -> None:
+    """A classifier's loss has a gradient for every weight, and for its images."""
+    x = x.clone().requires_grad_()
+    nn.functional.cross_entropy(model(x), torch.arange(len(x))).backward()
+    for name, tensor in [("x", x), *model.named_parameters()]:
+        assert tensor.grad.isfinite().all(), name
+        assert tensor.grad.abs().max() > 0, name
+    model.zero_grad(set_to_none=True)
