@@ -122,6 +122,16 @@ WITHOUT_NET = {"function", "function-plain"}
 IN_RANGE = {"adp", "adp-binary", "adp-published", "adp-gated", "chain", "ddpm-large"}
 
 
+def settled(model: nn.Module, x: Tensor) -> nn.Module:
+    """A classifier in eval mode with moving averages from ``x`` and no weight at its initial value."""
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+        model.train()(x)
+    return model.eval()
+
+
 def check_weights_matter(model: nn.Module, x: Tensor) -> None:
     """A classifier's loss has a gradient for every weight, and for its images."""
     x = x.clone().requires_grad_()

@@ -4,19 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from components import check_weights_matter
+from components import check_weights_matter, settled
 from lustral.classifiers.resnet import Normalise, Residual, ResNet
 from lustral.core.errors import UserError
-
-
-def settled(model, x):
-    """The model in eval mode with moving averages from ``x`` and no weight at its initial value."""
-    g = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=g, dtype=p.dtype))
-        model.train()(x)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +17,7 @@ def small():
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (1, 8), (2, 13)])
-@pytest.mark.parametrize("activation", ["relu", "silu", "celu"])
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "celu"])
 def test_images_of_any_size(channels, size, activation):
     model = ResNet(channels, width=4, classes=7, activation=activation)
     assert model(torch.rand(2, channels, size, size)).shape == (2, 7)

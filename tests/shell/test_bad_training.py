@@ -17,7 +17,7 @@ CASES: Cases = {
     ),
     "train: another network": (
         lambda: [*TRAIN, "--network.kind=unet"],
-        ["unet is a network for denoisers", "small, resnet or wide"],
+        ["unet is a network for denoisers", "small, resnet, whitened or wide"],
     ),
     "train: a ladder without its network": (
         lambda: ["train", "denoiser", *TRAIN[2:], "--noise.objective=dsm"],

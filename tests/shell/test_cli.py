@@ -16,12 +16,14 @@ import torch
 from PIL import Image
 
 from digits import EPS, digits
+from lustral.classifiers.whitened import Whitening
 from lustral.core import kernel
 from lustral.core.noise import Key
 from lustral.evaluate import metrics
 from lustral.purifiers.presets import diffpure
 from lustral.shell import runner, weights
 from lustral.shell.cli import COMMANDS, main
+from lustral.shell.images import data
 from lustral.shell.ledger import Ledger
 
 SMALL = ["--purification.steps=2", "--seed=3"]
@@ -271,6 +273,18 @@ def test_a_denoiser_can_be_trained_and_purifies(lustral):
     assert json.loads(Path("net.json").read_text())["measured"].keys() >= {"test_rmse_at_0.1"}
     np.save("in.npy", digits(2).x.numpy())
     assert lustral("purify", "in.npy", "out.npy", "--purification.denoiser=net.safetensors", *SMALL) == 0
+
+
+def test_a_whitened_network_is_fitted_to_the_training_images(lustral):
+    x = np.random.default_rng(0).uniform(size=(60, 3, 12, 12)).astype(np.float32).cumsum(axis=3) / 12
+    np.savez("images.npz", x=x, y=np.arange(60) % 3)
+    options = ["--data=images.npz", "--network.kind=whitened", "--network.width=4", "--recipe.steps=2"]
+    assert lustral("train", "classifier", "net.safetensors", *options, "--recipe.batch=8") == 0
+    fresh = Whitening(3)
+    fresh.fit(data.load("images.npz", "train").x)
+    model, _ = weights.load("net.safetensors", "classifier")
+    torch.testing.assert_close(model.first.filters, fresh.filters)
+    assert not torch.equal(model.first.bias, fresh.bias)
 
 
 def test_printed_configurations_are_read_back(lustral):

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError, unknown
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "celu": partial(nn.CELU, 0.3)}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "celu": partial(nn.CELU, 0.3),
+}
 
 
 def activation_named(name: str) -> nn.Module:
@@ -38,17 +43,18 @@ class Normalise(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + two convolutions of x."""
+    """x + convolutions of x."""
 
-    def __init__(self, channels: int, activation: str):
+    def __init__(self, channels: int, activation: str, convolutions: int = 2):
         super().__init__()
-        self.body = nn.Sequential(*(_conv(channels, channels, activation) for _ in range(2)))
+        self.body = nn.Sequential(*(conv(channels, channels, activation) for _ in range(convolutions)))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
 
-def _conv(inputs: int, outputs: int, activation: str, pool: int = 1) -> nn.Sequential:
+def conv(inputs: int, outputs: int, activation: str, pool: int = 1) -> nn.Sequential:
+    """3×3 convolution, max-pooling, normalisation, activation."""
     parts = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
     parts += [nn.MaxPool2d(pool)] if pool > 1 else []
     return nn.Sequential(*parts, nn.BatchNorm2d(outputs), activation_named(activation))
@@ -72,11 +78,11 @@ class ResNet(nn.Module):
         super().__init__()
         self.normalise = Normalise(channels, mean, std)
         self.body = nn.Sequential(
-            _conv(channels, width, activation),
-            _conv(width, 2 * width, activation, pool=2),
+            conv(channels, width, activation),
+            conv(width, 2 * width, activation, pool=2),
             Residual(2 * width, activation),
-            _conv(2 * width, 4 * width, activation, pool=2),
-            _conv(4 * width, 8 * width, activation, pool=2),
+            conv(2 * width, 4 * width, activation, pool=2),
+            conv(4 * width, 8 * width, activation, pool=2),
             Residual(8 * width, activation),
             nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),

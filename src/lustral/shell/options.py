@@ -11,7 +11,7 @@ Solver = Literal["sde", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
 VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
 SetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion-mnist"]
 Norm = Literal["linf", "l2", "l1"]
-NetName = Literal["small", "resnet", "wide", "unet", "ddpm", "refinenet"]
+NetName = Literal["small", "resnet", "whitened", "wide", "unet", "ddpm", "refinenet"]
 TaskName = Literal["classifier", "denoiser", "addt", "adbm", "pgd-at", "trades"]
 LossName = Literal["cross-entropy", "margin", "dlr"]
 StageName = Literal[
@@ -115,10 +115,11 @@ class Network:
     """What is trained."""
 
     kind: NetName | None = None
-    """small, resnet or wide for classifiers (default small), unet, ddpm or refinenet for denoisers (default unet)."""
+    """For classifiers small (the default), resnet, whitened or wide; for denoisers unet (the default), ddpm or
+    refinenet."""
     width: int | None = None
-    """Channels of its first level, a multiple of 2; default: 32 for small, 64 for resnet, 16 for unet, 128 for ddpm and
-    refinenet, and the factor 10 for wide."""
+    """Channels of its first level, a multiple of 2; default: 32 for small, 64 for resnet and whitened, 16 for unet, 128
+    for ddpm and refinenet, and the factor 10 for wide."""
     depth: int = 28
     """Layers of wide."""
     levels: int = 2
@@ -127,8 +128,8 @@ class Network:
     """Residual blocks of a level of unet, ddpm."""
     patch: int = 2
     """unet works on squares of this many pixels, which divides its cost by their number."""
-    activation: Literal["relu", "silu"] = "relu"
-    """Of resnet and wide."""
+    activation: Literal["relu", "silu", "gelu"] = "relu"
+    """Of resnet, whitened and wide."""
     start: str | None = None
     """Weights to begin with (fine-tuning); they bring their network, and the options above are not used."""
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..classifiers.resnet import ResNet
 from ..classifiers.small import SmallCNN
+from ..classifiers.whitened import WhitenedResNet
 from ..classifiers.wide import WideResNet
 from ..core.errors import UserError, unknown
 from ..denoisers import preconditioning
@@ -31,6 +32,7 @@ ARCHITECTURES: dict[str, Callable[..., Any]] = {
     "SmallCNN": SmallCNN,
     "ResNet": ResNet,
     "WideResNet": WideResNet,
+    "WhitenedResNet": WhitenedResNet,
     "UNet": UNet,
     "DDPM": DDPM,
     "RefineNet": RefineNet,

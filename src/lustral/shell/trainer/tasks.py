@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...classifiers.whitened import WhitenedResNet
 from ...core.errors import UserError, unknown
 from ...core.threat import Linf
 from ...evaluate.protocol import Data
@@ -25,6 +26,7 @@ from . import measures
 
 TASKS = TaskName.__args__
 CLASSIFIERS = ("classifier", "pgd-at", "trades")
+RESIDUAL = {"resnet": "ResNet", "whitened": "WhitenedResNet"}
 SIGMA_MIN = 0.01
 
 
@@ -94,6 +96,8 @@ def _network(asked: Asked, kind: str, train_set: Data, spread: float) -> tuple[d
     architecture = describe(asked, channels, classes if kind == "classifier" else spread)
     torch.manual_seed(asked.seed)
     model = weights.build(architecture)
+    if isinstance(model, WhitenedResNet):
+        model.fit(as_floats(train_set.x[:5000]))
     _try(model, kind, train_set)
     return architecture, model
 
@@ -134,14 +138,14 @@ def _classifier(asked: Asked, channels: int, classes: int) -> dict[str, Any]:
     size = {"channels": channels, "classes": classes}
     if net.kind in (None, "small"):
         return {"type": "SmallCNN", "width": _width(net, 32), **size}
-    if net.kind == "resnet":
-        return {"type": "ResNet", "width": _width(net, 64), "activation": net.activation, **size}
+    if net.kind in RESIDUAL:
+        return {"type": RESIDUAL[net.kind], "width": _width(net, 64), "activation": net.activation, **size}
     if net.kind == "wide":
         widen = 10 if net.width is None else net.width
         if widen < 1:
             raise UserError(f"width must be at least 1 for wide, not {widen}.")
         return {"type": "WideResNet", "depth": net.depth, "widen": widen, "activation": net.activation, **size}
-    raise UserError(f"{net.kind} is a network for denoisers; a classifier is small, resnet or wide.")
+    raise UserError(f"{net.kind} is a network for denoisers; a classifier is small, resnet, whitened or wide.")
 
 
 def _denoiser(asked: Asked, channels: int, spread: float) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""A residual classifier that reaches 94 % on CIFAR-10 within an hour of two cores.
+
+After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds" (2024), whose network it makes residual: a fixed whitening layer
+and three groups that pool at once, so that it learns from fewer images and costs a third of ResNet-9 for each.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .resnet import Residual, activation_named, conv
+
+
+class Whitening(nn.Module):
+    """Decorrelates patches of 2×2 pixels: filters that are fitted to images and not trained, and a trained bias.
+
+    Every direction is there with both signs, for the activation that follows.
+    """
+
+    EPS = 5e-4
+    """Added to the variances (Jordan 2024, section 3.2): directions of less are left small."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        patch = 4 * channels
+        self.register_buffer("filters", torch.eye(patch).view(patch, channels, 2, 2))
+        self.bias = nn.Parameter(torch.zeros(2 * patch))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Takes the principal directions of the patches of images x [n, channels, h, w], each scaled to variance 1."""
+        patches = F.unfold(x.double(), 2).transpose(1, 2).flatten(0, 1)
+        variances, directions = torch.linalg.eigh(patches.T.cov())
+        filters = (directions / (variances + self.EPS).sqrt()).T
+        middle = filters @ patches.mean(0)
+        self.filters.copy_(filters.view_as(self.filters))
+        self.bias.copy_(torch.cat([-middle, middle]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, torch.cat([self.filters, -self.filters]), self.bias)
+
+
+class WhitenedResNet(nn.Module):
+    """``classifier(x [b, channels, h, w] in [0, 1]) -> logits [b, classes]``, h and w at least 9.
+
+    The groups are 1, 4 and 4 times ``width`` wide; 64 gives about 2 million parameters. Call ``fit`` with training
+    images before the first step.
+    """
+
+    def __init__(self, channels: int = 3, width: int = 64, classes: int = 10, activation: str = "gelu"):
+        super().__init__()
+        widths = 8 * channels, width, 4 * width, 4 * width
+        groups = [
+            nn.Sequential(conv(inputs, outputs, activation, pool=2), Residual(outputs, activation, convolutions=1))
+            for inputs, outputs in pairwise(widths)
+        ]
+        self.first = Whitening(channels)
+        self.body = nn.Sequential(activation_named(activation), *groups, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.last = nn.Linear(widths[-1], classes, bias=False)
+
+    def fit(self, x: Tensor) -> None:
+        """Fits the first layer to images x [n, channels, h, w] in [0, 1]."""
+        self.first.fit(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.125 * self.last(self.body(self.first(x)))
