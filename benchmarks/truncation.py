@@ -1,0 +1,35 @@
+"""What a truncated range of noise costs and saves: ``python -m benchmarks.truncation FOLDER``.
+
+Trains the same denoiser on digits for noise up to several times t_max, for as many steps or for fewer (each run with
+its whole schedule), and compares the errors at the noise levels that a purifier with t* = 0.1 meets.
+"""
+
+import sys
+from pathlib import Path
+
+from benchmarks import tables
+from benchmarks.digits_training import lustral
+from lustral.shell import weights
+from lustral.shell.images import data
+from lustral.shell.trainer import measures
+
+RUNS = [(1.0, 4000), (1.0, 2000), (0.3, 4000), (0.3, 2000), (0.1, 4000), (0.1, 2000), (0.1, 1000)]
+
+
+def row(folder: Path, t_max: float, steps: int) -> list[str]:
+    """Trains a denoiser if it is not there yet, and measures it."""
+    out = folder / f"t{t_max:g}-{steps}.safetensors"
+    if not out.exists():
+        lustral("train", "denoiser", str(out), f"--noise.t_max={t_max}", f"--recipe.steps={steps}")
+    model, _ = weights.load(str(out), "denoiser")
+    guide, _ = weights.load("digits-cnn", "classifier")
+    test = data.load("digits", "test")
+    errors = measures.denoising(model, test) | measures.purified(model, guide, test)
+    return [f"{t_max:g}", f"{model.sigma_max:.2f}", str(steps), *(f"{value:.4f}" for value in errors.values())]
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    place.mkdir(parents=True, exist_ok=True)
+    head = ["t_max", "largest sigma", "steps", *(f"RMSE at {sigma}" for sigma in measures.SIGMAS), "clean accuracy"]
+    print(tables.table(head, [row(place, *run) for run in RUNS]))
