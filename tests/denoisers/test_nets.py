@@ -1,10 +1,12 @@
-"""Published denoiser networks: DDPM's U-Net against diffusers, NCSNv2's RefineNet against its formulas."""
+"""Published denoiser networks: DDPM's U-Net against diffusers, DDPM++ and NCSNv2's RefineNet against their formulas."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lustral.denoisers.nets import ddpmpp as parts
 from lustral.denoisers.nets.ddpm import DDPM, embedding
+from lustral.denoisers.nets.ddpmpp import DDPMpp
 from lustral.denoisers.nets.refinenet import ChainedPool, Fusion, InstanceNormPlus, RefineNet, ResidualConv
 from lustral.denoisers.preconditioning import NCSN, VPEps
 from lustral.schedules import DiscreteVP
@@ -38,14 +40,20 @@ def refinenet():
     return lively(RefineNet(width=8))
 
 
-@pytest.fixture(params=["ddpm", "refinenet"])
+@pytest.fixture(scope="module")
+def ddpmpp():
+    torch.manual_seed(0)
+    return lively(DDPMpp(width=16, mult=(1, 2), blocks=2))
+
+
+@pytest.fixture(params=["ddpm", "ddpmpp", "refinenet"])
 def call(request):
     """The network as a function of images and times, with its parameters."""
     net = request.getfixturevalue(request.param)
-    return (net if request.param == "ddpm" else lambda x, t: net(x)), net
+    return (lambda x, t: net(x) if request.param == "refinenet" else net(x, t)), net
 
 
-# ------------------------------------------------------------------------------------------------------ both networks
+# ------------------------------------------------------------------------------------------------------- all networks
 
 
 def test_gradient_reaches_every_weight(call):
@@ -157,6 +165,70 @@ def test_a_preconditioned_ddpm_is_asked_for_integer_steps(ddpm):
     v = 2 * x - 1
     expected = v - s * ddpm(alpha.sqrt() * v, torch.tensor([0.0, 399.0], dtype=torch.float64))
     torch.testing.assert_close(found, (expected + 1) / 2)
+
+
+# ------------------------------------------------------------------------------------------------------------- DDPM++
+
+
+def test_parameters_of_the_published_ddpmpp():
+    """The published file has 1 707 310 559 bytes: weights, their average and Adam's two moments, 4 bytes each."""
+    with torch.device("meta"):
+        count = sum(p.numel() for p in DDPMpp().parameters())
+    assert count == pytest.approx(1_707_310_559 / 16, rel=1e-3)
+
+
+def test_modules_of_ddpmpp_come_in_the_order_of_published_checkpoints(ddpmpp):
+    """Two levels, the lower attends: embedding, first convolution, way down, middle, way up, last convolution."""
+    order = "Linear Linear Conv2d Block Block Block Block Attention Block Attention Block Attention Block"
+    order += " Block Block Block Attention Block Block Block Block GroupNorm Conv2d"
+    assert [type(m).__name__ for m in ddpmpp.all_modules] == order.split()
+    block = {name.split(".", 2)[2] for name in ddpmpp.state_dict() if name.startswith("all_modules.6.")}
+    layers = ("GroupNorm_0", "Conv_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2")
+    assert block == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    attention = {name.split(".", 2)[2] for name in ddpmpp.state_dict() if name.startswith("all_modules.7.")}
+    assert attention == {"GroupNorm_0.weight", "GroupNorm_0.bias", *(f"NIN_{i}.{k}" for i in range(4) for k in "Wb")}
+
+
+@pytest.mark.parametrize("scale", [1, 2, 0.5])
+def test_a_block_of_ddpmpp_is_its_formula(scale):
+    torch.manual_seed(0)
+    block = lively(parts.Block(8, 16, 12, dropout=0.0, scale=scale))
+    x, emb = noise(2, 8, 4, 4), noise(2, 12, seed=2)
+
+    def resampled(v):
+        if scale == 0.5:
+            return v.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
+        return v.repeat_interleave(int(scale), 2).repeat_interleave(int(scale), 3)
+
+    def active(v, norm, groups):
+        grouped = v.view(2, groups, -1)
+        flat = (grouped - grouped.mean(2, keepdim=True)) / (grouped.var(2, keepdim=True, correction=0) + 1e-6).sqrt()
+        v = flat.view_as(v) * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+        return v * v.sigmoid()
+
+    h = F.conv2d(resampled(active(x, block.GroupNorm_0, 2)), block.Conv_0.weight, block.Conv_0.bias, padding=1)
+    h = h + (emb * emb.sigmoid() @ block.Dense_0.weight.T + block.Dense_0.bias)[:, :, None, None]
+    h = F.conv2d(active(h, block.GroupNorm_1, 4), block.Conv_1.weight, block.Conv_1.bias, padding=1)
+    skip = F.conv2d(resampled(x), block.Conv_2.weight, block.Conv_2.bias)
+    torch.testing.assert_close(block(x, emb), (skip + h) / 2**0.5)
+
+
+def test_attention_of_ddpmpp_is_its_formula():
+    torch.manual_seed(0)
+    layer = lively(parts.Attention(8))
+    x = noise(2, 8, 3, 2)
+    h = layer.GroupNorm_0(x).flatten(2).transpose(1, 2)
+    q, k, v = (h @ mix.W + mix.b for mix in (layer.NIN_0, layer.NIN_1, layer.NIN_2))
+    mixed = torch.softmax(q @ k.transpose(1, 2) / 8**0.5, dim=2) @ v
+    wanted = (x + (mixed @ layer.NIN_3.W + layer.NIN_3.b).transpose(1, 2).view_as(x)) / 2**0.5
+    torch.testing.assert_close(layer(x), wanted)
+
+
+def test_ddpmpp_keeps_the_shape_and_starts_at_zero():
+    torch.manual_seed(0)
+    net = DDPMpp(1, 8, (1, 2, 2), blocks=1)
+    out = net(torch.randn(2, 1, 12, 8), torch.tensor([0.0, 999.0]))
+    assert torch.equal(out, torch.zeros(2, 1, 12, 8))
 
 
 # ---------------------------------------------------------------------------------------------------------- RefineNet

@@ -11,7 +11,7 @@ Solver = Literal["sde", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
 VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
 SetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion-mnist"]
 Norm = Literal["linf", "l2", "l1"]
-NetName = Literal["small", "resnet", "whitened", "wide", "unet", "ddpm", "refinenet"]
+NetName = Literal["small", "resnet", "whitened", "wide", "unet", "ddpm", "ddpm++", "refinenet"]
 TaskName = Literal["classifier", "denoiser", "addt", "adbm", "pgd-at", "trades"]
 LossName = Literal["cross-entropy", "margin", "dlr"]
 StageName = Literal[
@@ -115,17 +115,17 @@ class Network:
     """What is trained."""
 
     kind: NetName | None = None
-    """For classifiers small (the default), resnet, whitened or wide; for denoisers unet (the default), ddpm or
-    refinenet."""
+    """For classifiers small (the default), resnet, whitened or wide; for denoisers unet (the default), ddpm,
+    ddpm++ or refinenet."""
     width: int | None = None
     """Channels of its first level, a multiple of 2; default: 32 for small, 64 for resnet and whitened, 16 for unet, 128
-    for ddpm and refinenet, and the factor 10 for wide."""
+    for ddpm, ddpm++ and refinenet, and the factor 10 for wide."""
     depth: int = 28
     """Layers of wide."""
     levels: int = 2
     """Resolutions of unet; the width doubles with each."""
     blocks: int = 1
-    """Residual blocks of a level of unet, ddpm."""
+    """Residual blocks of a level of unet, ddpm, ddpm++."""
     patch: int = 2
     """unet works on squares of this many pixels, which divides its cost by their number."""
     activation: Literal["relu", "silu", "gelu"] = "relu"

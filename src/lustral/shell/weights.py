@@ -22,6 +22,7 @@ from ..classifiers.wide import WideResNet
 from ..core.errors import UserError, unknown
 from ..denoisers import preconditioning
 from ..denoisers.nets.ddpm import DDPM
+from ..denoisers.nets.ddpmpp import DDPMpp
 from ..denoisers.nets.refinenet import RefineNet
 from ..denoisers.nets.unet import UNet
 from ..schedules import VP, DiscreteVP
@@ -35,6 +36,7 @@ ARCHITECTURES: dict[str, Callable[..., Any]] = {
     "WhitenedResNet": WhitenedResNet,
     "UNet": UNet,
     "DDPM": DDPM,
+    "DDPMpp": DDPMpp,
     "RefineNet": RefineNet,
     "EDM": preconditioning.EDM,
     "VPEps": preconditioning.VPEps,

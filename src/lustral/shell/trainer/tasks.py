@@ -27,6 +27,7 @@ from . import measures
 TASKS = TaskName.__args__
 CLASSIFIERS = ("classifier", "pgd-at", "trades")
 RESIDUAL = {"resnet": "ResNet", "whitened": "WhitenedResNet"}
+HO_SONG = {"ddpm": "DDPM", "ddpm++": "DDPMpp"}
 SIGMA_MIN = 0.01
 
 
@@ -173,9 +174,9 @@ def _inner(net: Network, channels: int) -> tuple[dict[str, Any], float]:
     if net.kind in (None, "unet"):
         shape = {"mult": [2**level for level in range(net.levels)], "blocks": net.blocks, "patch": net.patch}
         return {"type": "UNet", "channels": channels, "width": _width(net, 16), **shape}, 1.0
-    if net.kind == "ddpm":
-        return {"type": "DDPM", "channels": channels, "width": _width(net, 128), "blocks": net.blocks}, 999.0
-    raise UserError(f"{net.kind} is a network for classifiers; a denoiser is unet, ddpm or refinenet.")
+    if net.kind in HO_SONG:
+        return {"type": HO_SONG[net.kind], "channels": channels, "width": _width(net, 128), "blocks": net.blocks}, 999.0
+    raise UserError(f"{net.kind} is a network for classifiers; a denoiser is unet, ddpm, ddpm++ or refinenet.")
 
 
 def _largest(noise: Noise) -> float:
