@@ -13,7 +13,7 @@ from lustral.shell import weights
 from lustral.shell.images import data
 from lustral.shell.trainer import measures
 
-RUNS = [(1.0, 4000), (1.0, 2000), (0.3, 4000), (0.3, 2000), (0.1, 4000), (0.1, 2000), (0.1, 1000)]
+RUNS = [(1.0, 2000), (1.0, 4000), (0.3, 2000), (0.1, 500), (0.1, 1000), (0.1, 2000)]
 
 
 def row(folder: Path, t_max: float, steps: int) -> list[str]:
