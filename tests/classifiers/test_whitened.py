@@ -74,3 +74,14 @@ def test_images_of_any_size(channels, size):
 
 def test_gradient_reaches_every_weight(small):
     check_weights_matter(*small)
+
+
+def test_mirrored_logits_are_the_mean_of_both_views_and_training_sees_one(small):
+    model, x = small
+    both = WhitenedResNet(width=4, activation="relu", mirror=True).double().eval()
+    both.load_state_dict(model.state_dict())
+    torch.testing.assert_close(both(x), (model(x) + model(x.flip(3))) / 2)
+    torch.testing.assert_close(both(x.flip(3)), both(x))
+    one = WhitenedResNet(width=4, activation="relu").double().train()
+    one.load_state_dict(model.state_dict())
+    assert torch.equal(one(x), both.train()(x))

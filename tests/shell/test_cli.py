@@ -285,6 +285,10 @@ def test_a_whitened_network_is_fitted_to_the_training_images(lustral):
     model, _ = weights.load("net.safetensors", "classifier")
     torch.testing.assert_close(model.first.filters, fresh.filters)
     assert not torch.equal(model.first.bias, fresh.bias)
+    options[3:3] = ["--network.mirror=true"]
+    assert lustral("train", "classifier", "both.safetensors", *options, "--recipe.batch=8") == 0
+    assert Path("both.safetensors").read_bytes() == Path("net.safetensors").read_bytes()
+    assert weights.load("both.safetensors", "classifier")[0].mirror
 
 
 def test_printed_configurations_are_read_back(lustral):

@@ -130,6 +130,8 @@ class Network:
     """unet works on squares of this many pixels, which divides its cost by their number."""
     activation: Literal["relu", "silu", "gelu"] = "relu"
     """Of resnet, whitened and wide."""
+    mirror: bool = False
+    """whitened: outside training, average logits over an image and its mirror image."""
     start: str | None = None
     """Weights to begin with (fine-tuning); they bring their network, and the options above are not used."""
 

@@ -140,7 +140,8 @@ def _classifier(asked: Asked, channels: int, classes: int) -> dict[str, Any]:
     if net.kind in (None, "small"):
         return {"type": "SmallCNN", "width": _width(net, 32), **size}
     if net.kind in RESIDUAL:
-        return {"type": RESIDUAL[net.kind], "width": _width(net, 64), "activation": net.activation, **size}
+        mirror = {"mirror": True} if net.mirror and net.kind == "whitened" else {}
+        return {"type": RESIDUAL[net.kind], "width": _width(net, 64), "activation": net.activation, **mirror, **size}
     if net.kind == "wide":
         widen = 10 if net.width is None else net.width
         if widen < 1:
