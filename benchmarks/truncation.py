@@ -13,7 +13,9 @@ from lustral.shell import weights
 from lustral.shell.images import data
 from lustral.shell.trainer import measures
 
-RUNS = [(1.0, 2000), (1.0, 4000), (0.3, 2000), (0.1, 500), (0.1, 1000), (0.1, 2000)]
+RUNS = [(1.0, 2000), (1.0, 4000), (0.3, 2000), (0.15, 2000), (0.1, 500), (0.1, 1000), (0.1, 2000)]
+SIGMAS = (0.05, 0.1, 0.17)
+"""The last is that of t* = 0.1."""
 
 
 def row(folder: Path, t_max: float, steps: int) -> list[str]:
@@ -24,12 +26,13 @@ def row(folder: Path, t_max: float, steps: int) -> list[str]:
     model, _ = weights.load(str(out), "denoiser")
     guide, _ = weights.load("digits-cnn", "classifier")
     test = data.load("digits", "test")
-    errors = measures.denoising(model, test) | measures.purified(model, guide, test)
-    return [f"{t_max:g}", f"{model.sigma_max:.2f}", str(steps), *(f"{value:.4f}" for value in errors.values())]
+    errors = [f"{measures.rmse(model, test, sigma):.4f}" for sigma in SIGMAS]
+    (clean,) = measures.purified(model, guide, test, len(test.ids)).values()
+    return [f"{t_max:g}", f"{model.sigma_max:.2f}", str(steps), *errors, f"{100 * clean:.1f} %"]
 
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     place.mkdir(parents=True, exist_ok=True)
-    head = ["t_max", "largest sigma", "steps", *(f"RMSE at {sigma}" for sigma in measures.SIGMAS), "clean accuracy"]
+    head = ["t_max", "largest sigma", "steps", *(f"RMSE at {sigma}" for sigma in SIGMAS), "clean accuracy"]
     print(tables.table(head, [row(place, *run) for run in RUNS]))

@@ -89,9 +89,10 @@ def train(
         check_every: Steps between measurements of the averaged network (-checks.csv); 0: none on the way.
         threads: CPU threads; default: all, and with torchrun one for each process.
     """
-    from . import build, show
+    from . import build, memory, show
     from .trainer import fit, tasks
 
+    memory.keep()
     build.prepare(Resources(threads=threads))
     asked = tasks.Asked(task, network, noise, adversary, smoothing, recipe.seed)
     made = fit.run(asked, out, fit.Choice(data, split, extra), recipe, check_every)
@@ -361,8 +362,6 @@ def main(args: list[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script."""
-    # Read by torch when it loads: large tensors on huge pages, which spares a training step thousands of page faults.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     code = main()
     if code == INTERRUPTED:  # a batch that still runs in a thread would hold the process until it ends
         sys.stderr.flush()

@@ -33,7 +33,7 @@ def denoising(model: nn.Module, test: Data) -> dict[str, float]:
     """Root mean square error per pixel on test images, for the noise levels that the denoiser is good for."""
     test = test[:MOST]
     levels = [sigma for sigma in SIGMAS if model.sigma_min <= sigma <= model.sigma_max]
-    return {f"test_rmse_at_{sigma}": round(_rmse(model, test, sigma), 4) for sigma in levels}
+    return {f"test_rmse_at_{sigma}": round(rmse(model, test, sigma), 4) for sigma in levels}
 
 
 @torch.no_grad()
@@ -95,11 +95,12 @@ def grid(model: nn.Module, test: Data, images: int = 8) -> Tensor:
 
 
 def _decibel(net: nn.Module, data: Data, sigma: float) -> float:
-    return round(-20 * math.log10(max(_rmse(net, data, sigma), 1e-5)), 2)
+    return round(-20 * math.log10(max(rmse(net, data, sigma), 1e-5)), 2)
 
 
 @torch.no_grad()
-def _rmse(net: nn.Module, data: Data, sigma: float) -> float:
+def rmse(net: nn.Module, data: Data, sigma: float) -> float:
+    """Root mean square error per pixel at one noise level."""
     total = 0.0
     for start in range(0, len(data.ids), BATCH):
         part = data[start : start + BATCH]
