@@ -2,11 +2,12 @@
 
 python -m benchmarks.digits_training FOLDER
 
-Trains what is not there yet, evaluates all systems in one run, and prints the suite's table and the paired tests of
-ADDT and ADBM: against the DDPM that they start from, and against the same DDPM trained on without an adversary
-(ddpm-longer), since fine-tuning alone changes a network too. Interrupted, it goes on where it stopped.
+Trains what is not there yet, evaluates all systems in one run, and prints the trainings, the suite's table and the
+paired tests. ADDT and ADBM stand against the DDPM that they start from, and against the same DDPM trained on without an
+adversary (ddpm-longer), since fine-tuning alone changes a network too. Interrupted, it goes on where it stopped.
 """
 
+import csv
 import json
 import subprocess
 import sys
@@ -30,7 +31,7 @@ TRAININGS = {
 CONFIG = Path(__file__).parents[1] / "docs/results/digits-training.yaml"
 
 
-def lustral(*arguments: str) -> None:
+def command(*arguments: str) -> None:
     """Runs a command as a person would, so that cards say how to make them again."""
     if code := subprocess.run([sys.executable, "-m", "lustral", *arguments]).returncode:
         sys.exit(code)
@@ -42,27 +43,39 @@ def train(folder: Path) -> None:
         out = folder / f"{name}.safetensors"
         if not out.exists():
             arguments = [option.replace("FOLDER", str(folder)) for option in options]
-            lustral("train", task, str(out), *arguments)
+            command("train", task, str(out), *arguments)
 
 
 def evaluate(folder: Path) -> dict:
     """The standard suite over all of them; the configuration is written out beside the run."""
     config = folder / "suite.yaml"
     config.write_text(CONFIG.read_text(encoding="utf-8").replace("FOLDER", str(folder)), encoding="utf-8")
-    lustral("evaluate", str(folder / "run"), f"--config={config}", "--resources.batch=8")
+    command("evaluate", str(folder / "run"), f"--config={config}", "--resources.batch=8")
     return json.loads((folder / "run/results.json").read_text(encoding="utf-8"))
 
 
+def trainings(folder: Path) -> str:
+    """Steps, minutes and test measurements of every training, from its log and its card."""
+    rows = []
+    for name in TRAININGS:
+        card = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        with open(folder / f"{name}.csv", encoding="utf-8") as f:
+            log = [{column: float(value) for column, value in row.items()} for row in csv.DictReader(f)]
+        batch, every = card["recipe"]["batch"], log[0]["step"]
+        took = sum(every * batch / row["images_per_second"] for row in log)
+        measured = ", ".join(f"{key.removeprefix('test_')} {value:.4g}" for key, value in card["measured"].items())
+        rows.append([name, f"{log[-1]['step']:.0f} of {batch}", f"{took / 60:.1f}", measured])
+    return tables.table(["network", "steps", "minutes", "on test images"], rows)
+
+
 def pairs(found: dict) -> str:
-    """ADDT and ADBM against the denoisers without an adversary, on the images that all saw."""
+    """Every pair of systems at the worst case, on the images that both saw."""
     head = ["stage", "a", "b", "a − b, points", "95 %", "McNemar p"]
-    wanted = [{a, b} for a in ("addt", "adbm") for b in ("ddpm", "ddpm-longer")]
     rows = []
     for test in found["paired"]:
-        if {test["a"], test["b"]} in wanted:
-            value, low, high = (100 * v for v in test["difference"])
-            interval = f"{low:+.1f} to {high:+.1f}"
-            rows.append([test["stage"], test["a"], test["b"], f"{value:+.1f}", interval, f"{test['p']:.3g}"])
+        value, low, high = (100 * v for v in test["difference"])
+        interval = f"{low:+.1f} to {high:+.1f}"
+        rows.append([test["stage"], test["a"], test["b"], f"{value:+.1f}", interval, f"{test['p']:.3g}"])
     return tables.table(head, rows)
 
 
@@ -71,4 +84,4 @@ if __name__ == "__main__":
     place.mkdir(parents=True, exist_ok=True)
     train(place)
     results = evaluate(place)
-    print(tables.main_table(results), pairs(results), sep="\n\n")
+    print(trainings(place), tables.main_table(results), pairs(results), sep="\n\n")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import tables
-from benchmarks.digits_training import lustral
+from benchmarks.digits_training import command
 from lustral.shell import weights
 from lustral.shell.images import data
 from lustral.shell.trainer import measures
@@ -22,7 +22,7 @@ def row(folder: Path, t_max: float, steps: int) -> list[str]:
     """Trains a denoiser if it is not there yet, and measures it."""
     out = folder / f"t{t_max:g}-{steps}.safetensors"
     if not out.exists():
-        lustral("train", "denoiser", str(out), f"--noise.t_max={t_max}", f"--recipe.steps={steps}")
+        command("train", "denoiser", str(out), f"--noise.t_max={t_max}", f"--recipe.steps={steps}")
     model, _ = weights.load(str(out), "denoiser")
     guide, _ = weights.load("digits-cnn", "classifier")
     test = data.load("digits", "test")

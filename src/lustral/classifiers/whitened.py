@@ -1,4 +1,4 @@
-"""A residual classifier that reaches 94 % on CIFAR-10 within an hour of two cores.
+"""A residual classifier that a CPU can train on CIFAR-10 (docs/results/cifar10-training.md).
 
 After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds" (2024), whose network it makes residual: a fixed whitening layer
 and three groups that pool at once, so that it learns from fewer images and costs a third of ResNet-9 for each.
@@ -20,7 +20,7 @@ class Whitening(nn.Module):
     """
 
     EPS = 5e-4
-    """Added to the variances (Jordan 2024, section 3.2): directions of less are left small."""
+    """Added to the variances (as in Jordan's airbench94.py): directions of less are left small."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -47,7 +47,7 @@ class WhitenedResNet(nn.Module):
 
     The groups are 1, 4 and 4 times ``width`` wide; 64 gives about 2 million parameters. Call ``fit`` with training
     images before the first step. With ``mirror`` logits are, outside training, the mean over an image and its mirror
-    image (as in the published 94 %): twice the cost, and exactly indifferent to mirroring.
+    image: twice the cost, and exactly indifferent to mirroring.
     """
 
     def __init__(

@@ -56,14 +56,12 @@ class Block(nn.Module):
         self.Dense_0 = _linear(emb, outputs)
         self.GroupNorm_1, self.Dropout_0 = _norm(outputs), nn.Dropout(dropout)
         self.Conv_1 = _conv(outputs, outputs, gain=0.0)
-        if inputs != outputs or scale != 1:
-            self.Conv_2 = _conv(inputs, outputs, size=1)
+        self.Conv_2 = nn.Identity() if inputs == outputs and scale == 1 else _conv(inputs, outputs, size=1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.Conv_0(self._resample(F.silu(self.GroupNorm_0(x)))) + self.Dense_0(F.silu(emb))[:, :, None, None]
         h = self.Conv_1(self.Dropout_0(F.silu(self.GroupNorm_1(h))))
-        x = self._resample(x)
-        return ((self.Conv_2(x) if hasattr(self, "Conv_2") else x) + h) / math.sqrt(2)
+        return (self.Conv_2(self._resample(x)) + h) / math.sqrt(2)
 
     def _resample(self, x: Tensor) -> Tensor:
         if self.scale == 1:

@@ -26,8 +26,8 @@ from . import measures
 
 TASKS = TaskName.__args__
 CLASSIFIERS = ("classifier", "pgd-at", "trades")
-RESIDUAL = {"resnet": "ResNet", "whitened": "WhitenedResNet"}
-HO_SONG = {"ddpm": "DDPM", "ddpm++": "DDPMpp"}
+RESNETS = {"resnet": "ResNet", "whitened": "WhitenedResNet"}
+PUBLISHED_UNETS = {"ddpm": "DDPM", "ddpm++": "DDPMpp"}
 SIGMA_MIN = 0.01
 
 
@@ -139,9 +139,9 @@ def _classifier(asked: Asked, channels: int, classes: int) -> dict[str, Any]:
     size = {"channels": channels, "classes": classes}
     if net.kind in (None, "small"):
         return {"type": "SmallCNN", "width": _width(net, 32), **size}
-    if net.kind in RESIDUAL:
+    if net.kind in RESNETS:
         mirror = {"mirror": True} if net.mirror and net.kind == "whitened" else {}
-        return {"type": RESIDUAL[net.kind], "width": _width(net, 64), "activation": net.activation, **mirror, **size}
+        return {"type": RESNETS[net.kind], "width": _width(net, 64), "activation": net.activation, **mirror, **size}
     if net.kind == "wide":
         widen = 10 if net.width is None else net.width
         if widen < 1:
@@ -175,8 +175,9 @@ def _inner(net: Network, channels: int) -> tuple[dict[str, Any], float]:
     if net.kind in (None, "unet"):
         shape = {"mult": [2**level for level in range(net.levels)], "blocks": net.blocks, "patch": net.patch}
         return {"type": "UNet", "channels": channels, "width": _width(net, 16), **shape}, 1.0
-    if net.kind in HO_SONG:
-        return {"type": HO_SONG[net.kind], "channels": channels, "width": _width(net, 128), "blocks": net.blocks}, 999.0
+    if net.kind in PUBLISHED_UNETS:
+        size = {"channels": channels, "width": _width(net, 128), "blocks": net.blocks}
+        return {"type": PUBLISHED_UNETS[net.kind], **size}, 999.0
     raise UserError(f"{net.kind} is a network for classifiers; a denoiser is unet, ddpm, ddpm++ or refinenet.")
 
 
