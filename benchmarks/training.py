@@ -45,13 +45,13 @@ from lustral.training.recipe import Recipe
 
 BARS = {"forms": 1.6, "processes": 1.1}
 PLAIN = "plain"
-BEST = {"channels_last": True, "accumulate": 8}
+LAST = {"channels_last": True}
 FORMS = {
     "fused optimiser, average at once, memory kept": {},
-    "… and channels last": {"channels_last": True},
-    "… and in 8 parts": BEST,
-    "… and compiled": BEST | {"compile": True},
-    "… and bfloat16, not compiled": BEST | {"precision": "bfloat16"},
+    "… and channels last": LAST,
+    "… and channels last, in 8 parts": LAST | {"accumulate": 8},
+    "… and channels last, compiled": LAST | {"compile": True},
+    "… and channels last, bfloat16": LAST | {"precision": "bfloat16"},
 }
 NETS: dict[str, tuple[Callable[[], nn.Module], Objective, int]] = {
     "digits-unet (1×8×8)": (lambda: EDM(UNet(1, 16, (1, 2), 1, (), 2), 0.38), Denoising(), 8),
