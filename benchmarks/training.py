@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import tables
 from benchmarks.speed import Bench, ratio
@@ -132,9 +133,24 @@ def forms(rounds: int) -> bool:
         print("", tables.table([f"{net}, batch {RECIPE.batch}", "ms", "× faster"], rows), "", sep="\n")
         for form in (PLAIN, fastest):
             print(f"Where the time of “{form}” goes: {profiles[form]}.\n", flush=True)
-        print(f"The best ratio is {gain:.2f} (bar {BARS['forms']}).")
+        print(f"The best ratio is {gain:.2f} (bar {BARS['forms']}). {bound(net, rows[0][1])}", flush=True)
         good &= gain >= BARS["forms"]
     return good
+
+
+def bound(net: str, plain_ms: str) -> str:
+    """How fast a step could be in float32: its convolutions and matrix products at a large product's rate."""
+    make, objective, size = NETS[net]
+    with FlopCounterMode(display=False) as counted:
+        next(train(make(), objective, source(size), RECIPE))
+    a = torch.rand(2048, 2048)
+    seconds = min(Bench(9, time.perf_counter).times(product=lambda: a @ a)["product"])
+    work, rate = counted.get_total_flops() / 1e9, 2 * 2048**3 / seconds / 1e9
+    least = 1e3 * work / rate
+    return (
+        f"Its {work:.1f} GFLOP would take {least:.0f} ms at the {rate:.0f} GFLOP/s of a large matrix product, "
+        f"were all else free: {float(plain_ms) / least:.1f} × faster."
+    )
 
 
 def where(step: Callable[[], object]) -> str:
