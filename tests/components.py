@@ -14,7 +14,9 @@ from lustral.denoisers.nets.unet import UNet
 from lustral.denoisers.preconditioning import EDM
 from lustral.purifiers.compose import chain, from_function, repeat, when
 from lustral.purifiers.diffusion import Diffusion
-from lustral.purifiers.presets import adp, adp_gated, diffpure
+from lustral.purifiers.guided import Robust
+from lustral.purifiers.presets import adbm, adp, adp_gated, diffpure, gdmp, gnsp, ssni
+from lustral.purifiers.sample_specific import Reference, ScoreNorm
 from lustral.samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
 from lustral.schedules import VP, DiscreteVP
 
@@ -94,6 +96,28 @@ def squash(x: Tensor) -> Tensor:
     return x - 0.1 * torch.sin(6 * x)
 
 
+# Score norms of ``images`` at these times lie on both sides of its mean.
+TIMES = (0.02, 0.03)
+REFERENCE = Reference(mean=10.0, std=5.0, low=2.0, high=16.0, images=5)
+
+
+def sample_specific(purifier: Purifier, **options) -> Purifier:
+    """SSNI around a purifier of these tests."""
+    first = purifier.stages[0] if hasattr(purifier, "stages") else purifier
+    return ssni(purifier, REFERENCE, norm=ScoreNorm(first.denoiser, first.schedule, TIMES), **options)
+
+
+def bright_classifier(x: Tensor) -> Tensor:
+    """Smooth logits of three classes."""
+    means = torch.stack([x.mean(dim=(1, 2, 3)), x[..., :1].mean(dim=(1, 2, 3)), x[..., 1:, :].mean(dim=(1, 2, 3))], 1)
+    return torch.sin(5 * means)
+
+
+def quarters(x: Tensor) -> Tensor:
+    """A smooth representation of an image."""
+    return torch.tanh(nn.functional.avg_pool2d(x, 2).flatten(1))
+
+
 PURIFIERS: dict[str, Callable[[Denoiser], Purifier]] = {
     "sde": lambda d: diffpure(d, 0.1, SDE(dt=0.02)),
     "sde-steps": lambda d: diffpure(d, 0.1, "sde", steps=4),
@@ -115,11 +139,21 @@ PURIFIERS: dict[str, Callable[[Denoiser], Purifier]] = {
     "chain": lambda d: chain(from_function(squash), diffpure(d, 0.05, DDIM(steps=2)), adp(d, 0.1, steps=2)),
     "repeat": lambda d: repeat(diffpure(d, 0.05, DDPM(steps=2)), 3),
     "when": lambda d: when(bright, diffpure(d, 0.1, SDE(steps=4)), from_function(jitter, steps=2)),
+    "gnsp": lambda d: gnsp(d, (2, 3), DiscreteVP.linear(n=50)),
+    "gdmp": lambda d: gdmp(d, 0.06, rounds=2, steps=2, strength=30.0),
+    "gdmp-clear": lambda d: gdmp(d, 0.06, rounds=2, steps=2, strength=30.0, noised=False),
+    "gdmp-ssim": lambda d: gdmp(d, 0.06, rounds=2, steps=2, likeness="ssim"),
+    "guided": lambda d: Diffusion(d, VP(), SDE(steps=3), 0.06, guidance=Robust(bright_classifier, quarters)),
+    "adbm": lambda d: adbm(d, 0.1),
+    "ssni": lambda d: sample_specific(diffpure(d, 0.1, "sde", steps=3)),
+    "ssni-linear": lambda d: sample_specific(diffpure(d, 0.1, DDIM(dt=0.02)), law="linear", bias=0.01),
+    "ssni-gdmp": lambda d: sample_specific(gdmp(d, 0.06, rounds=2, steps=2, strength=30.0)),
+    "ssni-gnsp": lambda d: sample_specific(gnsp(d, (2, 3), DiscreteVP.linear(n=50))),
     "function": lambda d: from_function(jitter, steps=3),
     "function-plain": lambda d: from_function(squash, steps=2),
 }
 WITHOUT_NET = {"function", "function-plain"}
-IN_RANGE = {"adp", "adp-binary", "adp-published", "adp-gated", "chain", "ddpm-large"}
+IN_RANGE = {"adbm", "adp", "adp-binary", "adp-published", "adp-gated", "chain", "ddpm-large"}
 
 
 def settled(model: nn.Module, x: Tensor) -> nn.Module:

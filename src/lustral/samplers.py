@@ -59,23 +59,28 @@ def _count(t_max: float, end: float, dt: float) -> int:
     return max(1, math.ceil((t_max - end) / dt - 1e-6))
 
 
-def _check_grid(steps: int | None, dt: float | None) -> None:
+def _check_grid(steps: int | None, dt: float | None, whole: bool = False) -> None:
     if steps is not None and dt is not None:
         raise UserError("Give a sampler either steps (the same number for every sample) or dt, not both.")
     if steps is not None and steps < 1:
         raise UserError(f"A sampler needs at least 1 step, not {steps}.")
+    if whole and steps is None:
+        raise UserError("A grid of whole steps of the schedule needs a number of steps.")
     if dt is not None and not dt > 0:
         raise UserError(f"dt must be positive, not {dt}.")
 
 
-def _nodes(t_star: Tensor, n: int, end: float, step: float | None) -> tuple[Tensor, Tensor]:
+def _nodes(t_star: Tensor, n: int, end: float, step: float | None, whole: float | None = None) -> tuple[Tensor, Tensor]:
     """Times (t, s) [b, n] of n steps from t_star down to ``end``.
 
-    With a ``step`` every sample moves by it (a shorter last one meets ``end``) and then rests; without, n equal steps.
+    With a ``step`` every sample moves by it (a shorter last one meets ``end``) and then rests; without, n equal steps,
+    whose times are rounded up to multiples of ``whole`` if that is given.
     """
     k = torch.arange(n + 1, dtype=t_star.dtype, device=t_star.device)
     top = t_star[:, None]
     grid = torch.clamp(top - k * step, min=end) if step else end + (top - end) * (1 - k / n)
+    if whole:
+        grid = torch.cat([(grid[:, :-1] / whole - 1e-9).ceil().clamp_min(1) * whole, grid[:, -1:]], dim=1)
     # Rounding must not leave a sliver of time as a step of its own.
     grid = torch.where((grid - end).abs() < 1e-9, torch.full_like(grid, end), grid)
     return grid[:, :-1], grid[:, 1:]
@@ -98,15 +103,17 @@ class DDPM:
 
     In this view the mean is a·y + (1 − a)·D with a = sigma_s²/sigma_t². Small: c² = sigma_s²(sigma_t² − sigma_s²)/
     sigma_t². Large: c² = β/(4ᾱ_s) = (sigma_t² − sigma_s²)·ᾱ_t/ᾱ_s, which means something for VE too. The default
-    step is the schedule's own; a last step to sigma = 0 adds no noise.
+    step is the schedule's own; a last step to sigma = 0 adds no noise. With ``whole`` the times of ``steps`` equal
+    steps are rounded up to the schedule's own, as in SSNI's code: where two are the same, nothing happens.
     """
 
     variance: str = "small"
     steps: int | None = None
     dt: float | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
-        _check_grid(self.steps, self.dt)
+        _check_grid(self.steps, self.dt, self.whole)
         if self.variance not in ("small", "large"):
             raise UserError(f"DDPM variance must be 'small' or 'large', not {self.variance!r}.")
 
@@ -114,7 +121,8 @@ class DDPM:
         return self.steps or _count(t_max, 0.0, self.dt or schedule.dt)
 
     def table(self, schedule: Schedule, t_star: Tensor, n: int) -> Table:
-        t, s = _nodes(t_star, n, 0.0, None if self.steps else self.dt or schedule.dt)
+        step, whole = None if self.steps else self.dt or schedule.dt, schedule.dt if self.whole else None
+        t, s = _nodes(t_star, n, 0.0, step, whole)
         sigma, lower = schedule.sigma(t), schedule.sigma(s)
         a = torch.where(t > s, _ratio(lower**2, sigma**2), 1.0)
         if self.variance == "small":
@@ -127,14 +135,18 @@ class DDPM:
 
 @dataclass(frozen=True)
 class DDIM:
-    """Song, Meng and Ermon (ICLR 2021), eq. 12: eta = 0 is deterministic (Euler in sigma), 1 small-variance DDPM."""
+    """Song, Meng and Ermon (ICLR 2021), eq. 12: eta = 0 is deterministic (Euler in sigma), 1 small-variance DDPM.
+
+    ``whole`` is that of ``DDPM``.
+    """
 
     eta: float = 0.0
     steps: int | None = None
     dt: float | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
-        _check_grid(self.steps, self.dt)
+        _check_grid(self.steps, self.dt, self.whole)
         if not 0 <= self.eta <= 1:
             raise UserError(f"DDIM eta must lie in [0, 1], not {self.eta}.")
 
@@ -142,7 +154,8 @@ class DDIM:
         return self.steps or _count(t_max, 0.0, self.dt or schedule.dt)
 
     def table(self, schedule: Schedule, t_star: Tensor, n: int) -> Table:
-        t, s = _nodes(t_star, n, 0.0, None if self.steps else self.dt or schedule.dt)
+        step, whole = None if self.steps else self.dt or schedule.dt, schedule.dt if self.whole else None
+        t, s = _nodes(t_star, n, 0.0, step, whole)
         sigma, lower = schedule.sigma(t), schedule.sigma(s)
         c = self.eta * _ratio(lower * _root(sigma**2 - lower**2), sigma)
         a = torch.where(t > s, _ratio(_root(lower**2 - c**2), sigma), 1.0)

@@ -150,7 +150,7 @@ def test_the_gradient_goes_through_the_network(name, net, x):
     def cut(x: Tensor, sigma: Tensor) -> Tensor:
         return net(x.detach(), sigma)
 
-    cut.sigma_max = net.sigma_max
+    cut.sigma_min, cut.sigma_max = net.sigma_min, net.sigma_max
     assert not torch.allclose(through(net), through(cut), rtol=1e-3)
 
 

@@ -7,7 +7,7 @@ which lives here and in ``preconditioning.py``: noise ε = (x − D)/sigma, scor
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -93,6 +93,24 @@ class FixedBatch:
             args = tuple(torch.cat([a, a[-1:].detach().expand(missing, *a.shape[1:])]) for a in args)
         parts = [self.inner(*(a[i : i + self.size] for a in args)) for i in range(0, n, self.size)]
         return torch.cat(parts)[:n] if n else args[0]
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A denoiser whose estimate is cut to [0, 1] (``clip_denoised``); nothing flows back where it was cut."""
+
+    inner: Denoiser = field(metadata={"role": "weights"})
+
+    @property
+    def sigma_min(self) -> float:
+        return self.inner.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.inner.sigma_max
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.inner(x, sigma).clamp(0, 1)
 
 
 @dataclass(frozen=True)

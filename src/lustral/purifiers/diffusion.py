@@ -7,7 +7,7 @@ whose row does nothing.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +21,22 @@ from ..schedules import Schedule
 TStar = Callable[[Tensor], Tensor]
 
 
+class Guidance(Protocol):
+    """What a reverse process is drawn to besides clean images: ∇ of log p(input | y) with respect to y.
+
+    ``y`` is on the variance-exploding view at noise ``sigma`` [b], ``x`` the image that the purification began with.
+    """
+
+    def __call__(self, y: Tensor, sigma: Tensor, x: Tensor, rng: Rng) -> Tensor: ...
+
+
 class TableState(NamedTuple):
-    """y in the variance-exploding view, the register m (None if unused), the samples' own table (None if shared)."""
+    """y in the variance-exploding view, the register m, the samples' own table (None if shared), what guides."""
 
     y: Tensor
     register: Tensor | None
     table: Table | None
+    guide: Tensor | None = None
 
 
 class Row(NamedTuple):
@@ -38,6 +48,7 @@ class Row(NamedTuple):
     pull: float | Tensor
     keep: float | Tensor
     keep_d: float | Tensor
+    offset: float | Tensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class Diffusion:
 
     ``t_star`` is a time of the schedule, or a function from images to times [b] up to ``t_max`` (a noise level for each
     sample, as in SSNI), through which gradients flow. With ``clamp`` the output is cut to [0, 1]; DiffPure does not.
+    ``guidance`` is added to the score: D + sigma²·∇ takes D's place, for every sampler alike.
     """
 
     denoiser: Denoiser = field(metadata={"role": "weights"})
@@ -54,6 +66,7 @@ class Diffusion:
     t_star: float | TStar = 0.1
     t_max: float | None = None
     clamp: bool = False
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
         top = self.t_max if callable(self.t_star) else self.t_star
@@ -83,13 +96,17 @@ class Diffusion:
     @cached_property
     def _rows(self) -> tuple[list[float], list[Row]]:
         table = self._shared
-        columns = (table.a, table.b, table.c, table.pull, table.keep, table.keep_d)
-        return table.sigma[0].tolist(), [Row(*values) for values in zip(*(c[0].tolist() for c in columns), strict=True)]
+        columns = (c[0].tolist() for c in _columns(table))
+        return table.sigma[0].tolist(), [Row(*values) for values in zip(*columns, strict=True)]
 
     def init(self, x: Tensor, rng: Rng) -> TableState:
+        return self.begin(x, x, x, rng)
+
+    def begin(self, x: Tensor, seen: Tensor, guide: Tensor, rng: Rng) -> TableState:
+        """Like ``init``; a ``t_star`` that is a function is asked about ``seen``, guidance is given ``guide``."""
         table = self._shared
         if table is None:
-            t_star = self.t_star(x).double()
+            t_star = self.t_star(seen).double()
             # A float32 t_max may lie above the float64 one by its rounding.
             if t_star.shape != (len(x),) or not bool(((t_star > 0) & (t_star <= self.t_max * (1 + 1e-6))).all()):
                 raise UserError(f"t_star must give one time in (0, t_max={self.t_max:g}] per image; clamp it there.")
@@ -99,7 +116,8 @@ class Diffusion:
         if bool((table.sigma_in > 0).any()):
             y = y + sigma * rng.normal(x)
         register = x if bool((table.pull != 0).any()) else None
-        return TableState(y, register, None if self._shared is not None else table)
+        own = None if self._shared is not None else table
+        return TableState(y, register, own, None if self.guidance is None else guide)
 
     def step(self, i: int, state: TableState, rng: Rng) -> TableState:
         if state.table is None:
@@ -108,24 +126,25 @@ class Diffusion:
             return self._advance(rows[i], sigma, state, rng)
         table = state.table
         sigma = table.sigma[:, i]
-        row = Row(
-            *(column(c[:, i], state.y) for c in (table.a, table.b, table.c, table.pull, table.keep, table.keep_d))
-        )
+        row = Row(*(column(c[:, i], state.y) for c in _columns(table)))
         moving = (row.b != 0).flatten()
         if bool(moving.all()):
             return self._advance(row, sigma, state, rng)
         if not bool(moving.any()):
             return state
         rest = moving.nonzero()[:, 0]
-        part = TableState(state.y[rest], None if state.register is None else state.register[rest], None)
+        register, guide = (None if t is None else t[rest] for t in (state.register, state.guide))
+        part = TableState(state.y[rest], register, None, guide)
         part = self._advance(Row(*(value[rest] for value in row)), sigma[rest], part, rng[rest])
         y = state.y.index_copy(0, rest, part.y)
         register = None if state.register is None else state.register.index_copy(0, rest, part.register)
-        return TableState(y, register, table)
+        return TableState(y, register, table, state.guide)
 
     def _advance(self, row: Row, sigma: Tensor, state: TableState, rng: Rng) -> TableState:
         y, register = state.y, state.register
         d = self.denoiser(y, sigma)
+        if self.guidance is not None:
+            d = d + column(sigma, y) ** 2 * self.guidance(y, sigma, state.guide, rng.fold("guide"))
         out = row.a * y + row.b * d
         if _any(row.c):
             out = out + row.c * rng.normal(y)
@@ -133,13 +152,18 @@ class Diffusion:
             out = out + row.pull * (register - 0.5)
             if _any(row.keep):
                 register = row.keep * y + row.keep_d * d
-        offset = 0.5 * (1 - row.a - row.b)
-        return TableState(out + offset if _any(offset) else out, register, state.table)
+        return TableState(out + row.offset if _any(row.offset) else out, register, state.table, state.guide)
 
     def readout(self, state: TableState) -> Tensor:
         table = self._shared if state.table is None else state.table
         x = 0.5 + column(table.scale_out, state.y) * (state.y - 0.5)
         return x.clamp(0, 1) if self.clamp else x
+
+
+def _columns(table: Table) -> tuple[Tensor, ...]:
+    """What makes a ``Row``; the last moves the centre of the images to ½."""
+    offset = 0.5 * (1 - table.a - table.b)
+    return table.a, table.b, table.c, table.pull, table.keep, table.keep_d, offset
 
 
 def _any(value: float | Tensor) -> bool:

@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
-from ..core.errors import unknown
+from ..core.errors import UserError, unknown
 from ..core.purifier import Purifier
-from ..denoisers.base import Denoiser
-from ..samplers import SAMPLERS, Sampler
-from ..schedules import VP, Schedule
+from ..denoisers.base import Clipped, Denoiser
+from ..samplers import DDIM, DDPM, SAMPLERS, Sampler
+from ..schedules import VP, DiscreteVP, Schedule
 from .adaptive import Adaptive, AdaptivePublished, Field, UnitField
-from .compose import FieldNorm, repeat, when
-from .diffusion import Diffusion, TStar
+from .compose import Chain, FieldNorm, chain, repeat, when
+from .diffusion import Diffusion, Guidance, TStar
+from .guided import Towards, closeness, ssim
+from .rounds import Rounds
+from .sample_specific import Linear, Logistic, Reference, Rounded, ScoreNorm, known_times, published_times
 
 
 def diffpure(
@@ -73,3 +76,91 @@ def adp_gated(denoiser: Denoiser, sigma: float = 0.25, *, threshold: float, shar
     gate = FieldNorm(UnitField(denoiser, level), threshold)
     strong = adp(denoiser, sigma, field_sigma=level, **options)
     return when(gate, strong, adp(denoiser, share * sigma, field_sigma=level, **options))
+
+
+def gnsp(
+    denoiser: Denoiser, levels: tuple[int, ...] = (30, 30, 30, 30, 50, 50, 125, 125), schedule: Schedule | None = None
+) -> Chain:
+    """GNSP (Lee and Kim, ICCV 2023): rounds of ever more noise, ``levels`` in steps of the schedule, each undone.
+
+    Defaults are CIFAR-10's: 470 network calls. The paper takes the majority of 10 runs.
+    """
+    process = schedule or DiscreteVP.linear()
+    return chain(*(Diffusion(denoiser, process, DDPM(), level * process.dt) for level in levels))
+
+
+def gdmp(
+    denoiser: Denoiser,
+    t_star: float = 0.036,
+    *,
+    rounds: int = 4,
+    likeness: str | None = "mse",
+    strength: float | None = None,
+    noised: bool = True,
+    schedule: Schedule | None = None,
+    steps: int | None = None,
+) -> Rounds:
+    """GDMP (Wang et al. 2022): DDPM rounds, each drawn towards the first input.
+
+    Defaults are CIFAR-10's: 4 rounds of 36 steps with β as variance, guided by the squared error with guide_scale
+    60 000 (1000 for ``ssim``). ``strength`` is 3·guide_scale·255/16 per sample, the published one divided by batches of
+    100; ``likeness`` None is the unguided ablation. The paper takes the majority of 10 runs.
+    """
+    process = schedule or DiscreteVP.linear()
+    guidance: Guidance | None = None
+    if likeness is not None:
+        if likeness not in LIKENESSES:
+            raise unknown("likeness", likeness, LIKENESSES)
+        measure, scale = LIKENESSES[likeness]
+        guidance = Towards(process, 3 * scale * 255 / 16 / 100 if strength is None else strength, measure, noised)
+    stage = Diffusion(Clipped(denoiser), process, DDPM("large", steps=steps), t_star, guidance=guidance)
+    return Rounds((stage,) * rounds)
+
+
+LIKENESSES = {"mse": (closeness, 60_000.0), "ssim": (ssim, 1000.0)}
+
+
+def adbm(denoiser: Denoiser, t_star: float = 0.1, *, steps: int = 5, schedule: Schedule | None = None) -> Diffusion:
+    """ADBM's inference (Li et al., ICLR 2025): DDIM in 5 steps, estimates and output cut to [0, 1].
+
+    The bridge is in the network's weights (``lustral train adbm``).
+    """
+    return Diffusion(Clipped(denoiser), schedule or VP(), DDIM(steps=steps), t_star, clamp=True)
+
+
+def ssni(
+    purifier: Diffusion | Chain,
+    reference: Reference,
+    *,
+    law: str = "logistic",
+    tau: float | None = None,
+    bias: float = 0.0,
+    norm: ScoreNorm | None = None,
+    rounded: bool = False,
+) -> Rounds:
+    """SSNI (Sun et al., ICML 2025) around DiffPure, GDMP or GNSP: times chosen from the input's score norm.
+
+    ``law`` is ``logistic`` (SSNI-N, whose ``tau`` is the spread of clean norms if not given) or ``linear`` (SSNI-L).
+    ``bias`` is in units of time and raises the largest time. ``rounded`` takes whole steps of the schedule, as
+    published. With a sampler of so many ``steps`` every sample takes all of them (the published grid has the same
+    number for all); with one of steps of ``dt`` a cleaner sample takes fewer.
+    """
+    stages = purifier.stages if isinstance(purifier, Chain) else (purifier,)
+    if not all(isinstance(stage, Diffusion) and not callable(stage.t_star) for stage in stages):
+        raise UserError("SSNI wraps diffusion purifiers with a constant t_star, or a chain of them.")
+    first = stages[0]
+    if norm is None:
+        times = known_times(published_times(), first.denoiser, first.schedule)
+        norm = ScoreNorm(first.denoiser, first.schedule, times)
+    made = []
+    for stage in stages:
+        t_star = stage.t_star - stage.schedule.dt if rounded else stage.t_star
+        least = stage.schedule.dt
+        if law == "logistic":
+            time = Logistic(t_star, reference.mean, reference.std if tau is None else tau, bias, least)
+        elif law == "linear":
+            time = Linear(t_star, reference.low, reference.high, bias, least)
+        else:
+            raise unknown("law", law, ("logistic", "linear"))
+        made.append(replace(stage, t_star=Rounded(time, least) if rounded else time, t_max=time.t_max))
+    return Rounds(tuple(made), norm)
