@@ -1,12 +1,17 @@
 """GDMP's and AGDM's guidance: the published strength, neighbours, closed forms, what zero strength leaves."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from components import bright_classifier, finite_set, images, net_denoiser, quarters
+from components import Smooth, finite_set, images, net_denoiser
+from lustral.classifiers.resnet import ResNet
+from lustral.classifiers.small import SmallCNN
+from lustral.classifiers.whitened import WhitenedResNet
+from lustral.classifiers.wide import WideResNet
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify
 from lustral.core.noise import Key
@@ -18,6 +23,7 @@ from lustral.purifiers.presets import gdmp
 from lustral.samplers import DDPM
 from lustral.schedules import DiscreteVP
 
+WIDE = partial(WideResNet, 10, 1, channels=1)
 KEY, SCHEDULE = Key(8), DiscreteVP.linear()
 PIXELS = 3 * 32 * 32
 
@@ -122,12 +128,21 @@ def _map(a, b):
 
 def test_a_robust_network_guides_to_its_verdict_on_the_input():
     x, y = images(4, dtype=torch.float64), images(4, dtype=torch.float64).flip(0).requires_grad_()
-    verdict = bright_classifier(x).argmax(dim=1)
-    chosen = torch.log_softmax(bright_classifier(y), dim=1)[range(4), verdict].sum()
-    distance = (quarters(y) - quarters(x)).square().sum()
+    net = Smooth()
+    verdict = net.head(net.features(x)).argmax(dim=1)
+    chosen = torch.log_softmax(net.head(net.features(y)), dim=1)[range(4), verdict].sum()
+    distance = (net.features(y) - net.features(x)).square().sum()
     wanted = torch.autograd.grad(3 * chosen - 2 * distance, y)[0]
-    found = Robust(bright_classifier, quarters, 3.0, 2.0)(y, torch.full((4,), 0.1), x, KEY.rng(4))
+    found = Robust(net, 3.0, 2.0)(y, torch.full((4,), 0.1), x, KEY.rng(4))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("make", [SmallCNN, lambda: ResNet(1, 4), lambda: WhitenedResNet(1, 4), WIDE])
+def test_classifiers_are_their_two_parts(make):
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.rand(2, 1, 16, 16)
+    assert torch.equal(net.head(net.features(x)), net(x))
+    assert net.features(x).dim() == 2
 
 
 def test_bad_guidance_is_refused():

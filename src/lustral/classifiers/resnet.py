@@ -89,5 +89,13 @@ class ResNet(nn.Module):
         )
         self.last = nn.Linear(8 * width, classes, bias=False)
 
+    def features(self, x: Tensor) -> Tensor:
+        """The representation [b, 8·width] that the last layer sees."""
+        return self.body(self.normalise(x))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits of a representation."""
+        return 0.125 * self.last(features)
+
     def forward(self, x: Tensor) -> Tensor:
-        return 0.125 * self.last(self.body(self.normalise(x)))
+        return self.head(self.features(x))

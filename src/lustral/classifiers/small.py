@@ -22,5 +22,13 @@ class SmallCNN(nn.Module):
             nn.Linear(8 * width, classes),
         )
 
+    def features(self, x: Tensor) -> Tensor:
+        """The representation [b, 8·width] that the last layer sees."""
+        return self.body[:-1](2 * x - 1)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits of a representation."""
+        return self.body[-1](features)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(2 * x - 1)
+        return self.head(self.features(x))

@@ -68,8 +68,25 @@ class WhitenedResNet(nn.Module):
         """Fits the first layer to images x [n, channels, h, w] in [0, 1]."""
         self.first.fit(x)
 
+    def features(self, x: Tensor) -> Tensor:
+        """The representation [b, 4·width] that the last layer sees."""
+        return self.body(self.first(x))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits of a representation."""
+        return 0.125 * self.last(features)
+
     def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """The representation [b, 4·width] that the last layer sees."""
         features = self.body(self.first(x))
         if self.mirror and not self.training:
             features = (features + self.body(self.first(x.flip(3)))) / 2
+        return features
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits of a representation."""
         return 0.125 * self.last(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))

@@ -58,9 +58,17 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """The representation [b, 64·widen] that the last layer sees."""
         h = self.block3(self.block2(self.block1(self.conv1(self.normalise(x)))))
-        return self.fc(self.activation(self.bn1(h)).mean(dim=(2, 3)))
+        return self.activation(self.bn1(h)).mean(dim=(2, 3))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits of a representation."""
+        return self.fc(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
 
 
 def _group(inputs: int, outputs: int, blocks: int, stride: int, activation: str) -> nn.Sequential:

@@ -6,6 +6,7 @@ never over the batch, so neighbours change nothing.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -75,27 +76,37 @@ def ssim(x: Tensor, goal: Tensor, window: int = 11, spread: float = 1.5) -> Tens
     return ((2 * a * b + c) * (2 * both + d) / ((a * a + b * b + c) * (spread_a + spread_b + d))).flatten(1).mean(dim=1)
 
 
+class Representing(Protocol):
+    """A classifier in two parts, as those of ``lustral.classifiers`` are."""
+
+    def features(self, x: Tensor) -> Tensor: ...
+
+    def head(self, features: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Robust:
     """Guidance by a robust classifier (after AGDM, Lin et al. 2024; a reconstruction: no code or scales are public).
 
-    log p = class_weight·log p(c | y) − latent_weight·|f(y) − f(x)|²₂ with c the classifier's verdict on the input, and
-    f its logits of the estimate that it is shown: the noisy image itself.
+    log p = class_weight·log p(c | y) − latent_weight·|f(y) − f(x)|²₂: c is the classifier's verdict on the input, f its
+    representation, and both are asked about the noisy image y itself.
     """
 
-    classifier: Callable[[Tensor], Tensor] = field(metadata={"role": "weights"})
-    latent: Callable[[Tensor], Tensor] = field(metadata={"role": "weights"})
+    classifier: Representing = field(metadata={"role": "weights"})
     class_weight: float = 1.0
     latent_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if min(self.class_weight, self.latent_weight) < 0:
+            raise UserError("The weights of guidance cannot be negative.")
+
     def __call__(self, y: Tensor, sigma: Tensor, x: Tensor, rng: Rng) -> Tensor:
-        with torch.no_grad():
-            verdict = self.classifier(x).argmax(dim=1)
-        goal = self.latent(x)
+        goal = self.classifier.features(x)
+        verdict = self.classifier.head(goal.detach()).argmax(dim=1, keepdim=True)
 
         def value(at: Tensor) -> Tensor:
-            logits = torch.log_softmax(self.classifier(at), dim=1).gather(1, verdict[:, None])[:, 0]
-            distance = (self.latent(at) - goal).square().flatten(1).sum(dim=1)
-            return self.class_weight * logits - self.latent_weight * distance
+            seen = self.classifier.features(at)
+            chosen = torch.log_softmax(self.classifier.head(seen), dim=1).gather(1, verdict)[:, 0]
+            return self.class_weight * chosen - self.latent_weight * (seen - goal).square().flatten(1).sum(dim=1)
 
         return ascent(value, y)

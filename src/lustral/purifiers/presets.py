@@ -150,8 +150,8 @@ def ssni(
         raise UserError("SSNI wraps diffusion purifiers with a constant t_star, or a chain of them.")
     first = stages[0]
     if norm is None:
-        times = known_times(published_times(), first.denoiser, first.schedule)
-        norm = ScoreNorm(first.denoiser, first.schedule, times)
+        denoiser = first.denoiser.inner if isinstance(first.denoiser, Clipped) else first.denoiser
+        norm = ScoreNorm(denoiser, first.schedule, known_times(published_times(), denoiser, first.schedule))
     made = []
     for stage in stages:
         t_star = stage.t_star - stage.schedule.dt if rounded else stage.t_star

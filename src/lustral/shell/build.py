@@ -8,20 +8,17 @@ from ..attacks.losses import LOSSES
 from ..attacks.search import Attack
 from ..core import vote as votes
 from ..core.errors import UserError, unknown
-from ..core.noise import Key
 from ..core.purifier import Purifier
 from ..core.threat import L1, L2, Linf, Threat
 from ..defence import Defence
 from ..denoisers.base import FixedBatch, Meter
 from ..evaluate.protocol import Stage, System
-from ..purifiers.compose import Pinned
-from ..purifiers.presets import adp, adp_gated, diffpure
 from . import weights
 from .options import Classification, Purification, Resources, Search, ThreatModel
 from .stages import ATTACKS, PURIFIED, Making
+from .systems import purifier
 
 STAGES = tuple(ATTACKS)
-TWIN = Key(0, ("fixed noise",))
 VOTES = {"mean-softmax": votes.MeanSoftmax, "mean-logits": votes.MeanLogits, "majority": votes.Majority}
 
 
@@ -32,25 +29,6 @@ def vote(options: Classification) -> votes.Vote:
     if options.vote not in VOTES:
         raise unknown("vote", options.vote, ["single", *VOTES])
     return VOTES[options.vote](options.draws)
-
-
-def purifier(options: Purification, denoiser) -> Purifier | None:
-    """The purifier that the options describe, around a denoiser."""
-    if options.fixed_noise:
-        inner = purifier(replace(options, fixed_noise=False), denoiser)
-        return None if inner is None else Pinned(inner, TWIN)
-    if options.method == "none":
-        return None
-    if options.method == "diffpure":
-        return diffpure(
-            denoiser, options.t_star, options.solver, steps=options.steps, rounds=options.rounds, clamp=options.clamp
-        )
-    if options.method != "adp":
-        raise unknown("method", options.method, ("none", "diffpure", "adp"))
-    rest = {"steps": 10 if options.steps is None else options.steps, "published": options.published}
-    if options.gate is not None:
-        return adp_gated(denoiser, options.sigma, threshold=options.gate, **rest)
-    return adp(denoiser, options.sigma, **rest)
 
 
 def system(name: str, how: Purification, judge: Classification, micro_batch: int | None = None) -> System:
@@ -69,16 +47,16 @@ def system(name: str, how: Purification, judge: Classification, micro_batch: int
                 "choose a pair for the same images."
             )
         watched = meter.watch(fix(denoiser))
-        clean, cheaper = purifier(how, watched), surrogate(how, watched)
+        clean, cheaper = purifier(how, watched, other), surrogate(how, watched, other)
     defence = Defence(fix(classifier) if clean is not None else meter.watch(fix(classifier)), clean, vote(judge))
     return System(name, defence, meter, random=clean is not None and not how.fixed_noise, surrogate=cheaper)
 
 
-def surrogate(how: Purification, denoiser) -> Purifier | None:
+def surrogate(how: Purification, denoiser, about: weights.Card) -> Purifier | None:
     """The same purifier with half the steps, where it is one with steps to halve."""
-    if how.method != "diffpure" or how.solver == "one-shot" or how.fixed_noise or (how.steps or 100) < 2:
+    if how.method not in ("diffpure", "agdm") or how.solver == "one-shot" or how.fixed_noise or (how.steps or 100) < 2:
         return None
-    return purifier(replace(how, steps=(how.steps or 100) // 2), denoiser)
+    return purifier(replace(how, steps=(how.steps or 100) // 2), denoiser, about)
 
 
 def threat(options: ThreatModel) -> Threat:

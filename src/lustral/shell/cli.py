@@ -101,6 +101,19 @@ def train(
         show.done(out)
 
 
+def reference(denoiser: str, data: str | None = None, images: int = 5000) -> None:
+    """Measure the score norms of clean training images and write them into a denoiser's card, for SSNI.
+
+    Args:
+        denoiser: A name from `lustral list` or a .safetensors file.
+        data: Where the images come from; default: what the denoiser was trained on.
+        images: How many, at most.
+    """
+    from . import commands, show
+
+    show.card(commands.reference(denoiser, data, images))
+
+
 def purify_files(
     source: Path,
     target: Path,
@@ -314,6 +327,7 @@ COMMANDS = {
     "demo": demo,
     "data": get_data,
     "train": train,
+    "reference": reference,
     "purify": purify_files,
     "attack": attack,
     "evaluate": evaluate,

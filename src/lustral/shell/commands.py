@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..core import kernel
 from ..core.errors import UserError
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
-from . import build, folder, plan, weights
+from . import build, folder, plan, systems, weights
 from .files import replacing, write_text
 from .images import data as datasets
 from .images import download, pictures
@@ -44,9 +45,9 @@ def purify(source: Path, target: Path, how: Purification, seed: int | None, batc
     if batch < 1:
         raise UserError(f"batch must be at least 1, not {batch}.")
     if how.method == "none":
-        raise UserError("Method none leaves images as they are; choose diffpure or adp.")
+        raise UserError("Method none leaves images as they are; choose another method.")
     denoiser, about = weights.load(how.denoiser, "denoiser")
-    purifier = build.purifier(how, denoiser)
+    purifier = systems.purifier(how, denoiser, about)
     jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
     first = 0
@@ -64,6 +65,19 @@ def purify(source: Path, target: Path, how: Purification, seed: int | None, batc
             first += len(ids)
             bar.advance(task)
     return target
+
+
+def reference(name: str, source: str | None, images: int) -> weights.Card:
+    """Measures the score norms of clean training images and writes them into a denoiser's card."""
+    denoiser, about = weights.load(name, "denoiser")
+    found = datasets.load(source or about.data, "train")[:images]
+    if list(found.x.shape[1:]) != about.image:
+        raise UserError(
+            f"{name} takes images of shape {about.image}, not {list(found.x.shape[1:])}; choose other data."
+        )
+    measured = systems.measure(denoiser, found.x, Key(0).fold("reference").rng(found.ids))
+    known = {systems.PREFIX + name: round(value, 6) for name, value in measured._asdict().items()}
+    return weights.describe(weights.find(name), replace(about, measured=about.measured | known))
 
 
 def _fits(x: torch.Tensor, about: weights.Card, path: Path) -> None:

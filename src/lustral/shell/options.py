@@ -6,7 +6,7 @@ Field docstrings are the help texts. ``build.py`` turns these into objects.
 from dataclasses import dataclass
 from typing import Literal
 
-Method = Literal["none", "diffpure", "adp"]
+Method = Literal["none", "diffpure", "adp", "gdmp", "gnsp", "adbm", "agdm"]
 Solver = Literal["sde", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
 VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
 SetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion-mnist"]
@@ -25,17 +25,33 @@ class Purification:
     """How images are purified."""
 
     method: Method = "diffpure"
-    """none, diffpure (diffuse and reverse) or adp (adaptive denoising)."""
+    """The purification system; `lustral list` says what each is."""
     denoiser: str = "digits-unet"
     """Denoiser: a name from `lustral list` or a .safetensors file with its card beside it."""
-    t_star: float = 0.1
-    """DiffPure: how far to diffuse, as a time in (0, 1] of the VP process (0.1 is the reference's choice)."""
+    t_star: float | None = None
+    """How far to diffuse, as a time in (0, 1] of the VP process; default: 0.1, and 0.036 for gdmp (as published)."""
     solver: Solver = "sde"
-    """DiffPure: the reverse process."""
+    """DiffPure, agdm: the reverse process."""
     steps: int | None = None
-    """Number of steps; default: dt = 0.001 for DiffPure's solvers, 10 for ADP."""
-    rounds: int = 1
-    """DiffPure: how many times in a row."""
+    """Number of steps (of a round); default: dt = 0.001, 10 for adp, 5 for adbm."""
+    rounds: int | None = None
+    """DiffPure, gdmp: how many times in a row; default: 1, and 4 for gdmp."""
+    ssni: Literal["logistic", "linear"] | None = None
+    """Choose each image's own noise level from its score norm (SSNI-N or SSNI-L); all but adp."""
+    tau: float | None = None
+    """SSNI-N: how many units of score norm the levels are spread over; default: the spread of clean norms."""
+    bias: float = 0.0
+    """SSNI: added to the largest time."""
+    likeness: Literal["mse", "ssim"] = "mse"
+    """gdmp: how the state is compared with the input."""
+    strength: float | None = None
+    """gdmp: strength of the guidance per sample; default: the published one in batches of 100."""
+    guide: str = "digits-trades"
+    """agdm: the robust classifier that guides."""
+    class_weight: float = 1.0
+    """agdm: weight of the guide's verdict."""
+    latent_weight: float = 1.0
+    """agdm: weight of the distance between representations."""
     clamp: bool = False
     """DiffPure: cut the output to [0, 1] (the reference does not)."""
     sigma: float = 0.25

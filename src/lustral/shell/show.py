@@ -11,7 +11,8 @@ from rich.table import Table
 from ..evaluate import suites
 from . import build, weights
 from .controls import Caught
-from .options import Method, Solver, VoteName
+from .options import Solver, VoteName
+from .systems import METHODS
 
 # Wide enough for the table where the output is a pipe or a file.
 out = Console() if Console().is_terminal else Console(width=140)
@@ -129,7 +130,10 @@ def names() -> None:
         about = weights.card(path)
         facts = ", ".join(f"{key} {value:g}" for key, value in about.measured.items())
         line(f"{about.kind:<11}{name:<14}{about.parameters:,} parameters, {about.data}: {facts}")
-    for kind, values in (("method", Method), ("solver", Solver), ("vote", VoteName)):
+    for name, system in METHODS.items():
+        line(f"{'method':<11}{name:<14}{system.about}")
+    line(f"{'wrapper':<11}{'ssni':<14}each image's own noise level, from its score norm (Sun et al. 2025)")
+    for kind, values in (("solver", Solver), ("vote", VoteName)):
         line(f"{kind:<11}{', '.join(values.__args__)}")
     line(f"{'suite':<11}{', '.join(suites.SIZES)}")
     line(f"{'stage':<11}{', '.join(build.STAGES)}")

@@ -101,8 +101,13 @@ def save(path: Path, model: nn.Module, card: Card) -> Card:
         scratch.write_bytes(to_bytes(state))
         sha256 = _sha256(scratch)
     facts = asdict(card) | {"sha256": sha256, "parameters": sum(p.numel() for p in model.parameters())}
-    write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    return Card(**facts)
+    return describe(path, Card(**facts))
+
+
+def describe(path: Path, about: Card) -> Card:
+    """Writes the card of a weights file."""
+    write_text(path.with_suffix(".json"), json.dumps(asdict(about), indent=2, ensure_ascii=False) + "\n")
+    return about
 
 
 def zoo() -> dict[str, Path]:
