@@ -15,6 +15,7 @@ from .options import (
     Classification,
     Entry,
     Evaluation,
+    Grid,
     Network,
     Noise,
     Purification,
@@ -224,6 +225,43 @@ def evaluate(
         show.places(out)
 
 
+def tune(
+    out: Path,
+    data: str = "digits",
+    images: int = 64,
+    over: Grid = Grid(),
+    purification: Purification = Purification(steps=10),
+    classification: Classification = Classification(),
+    threat: ThreatModel = ThreatModel(),
+    search: Search = Search(),
+    draws: int = 10,
+    seed: int = 0,
+    resources: Resources = Resources(),
+) -> None:
+    """Choose a purifier's settings on validation images: a table, a plot and a YAML for evaluate. Resumes.
+
+    Args:
+        out: Folder of the run.
+        data: A set with validation images: a standard one, or a folder or file that `lustral train` splits.
+        images: How many validation images, from the first on.
+        over: What to tune over.
+        purification: How images are purified otherwise.
+        classification: How they are classified.
+        threat: What the attacker may change.
+        search: How the attacker searches.
+        draws: Judging purifications per image.
+        seed: Seed of all noise.
+        resources: What may be spent.
+    """
+    from . import show
+    from . import tune as tuning
+
+    made = tuning.run(out, data, images, over, purification, classification, threat, search, draws, seed, resources)
+    names = [classification.classifier] + ([purification.denoiser] if purification.method != "none" else [])
+    show.settings(made, tuning.seen_before(names, data))
+    show.done(out / "best.yaml")
+
+
 def merge(out: Path, parts: list[Path], allow_red: bool = False) -> None:
     """Put the shards of one evaluation together: the ledger and the numbers that one process would have made.
 
@@ -331,6 +369,7 @@ COMMANDS = {
     "purify": purify_files,
     "attack": attack,
     "evaluate": evaluate,
+    "tune": tune,
     "merge": merge,
     "compare": compare,
     "verify": verify,

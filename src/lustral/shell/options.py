@@ -127,6 +127,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What to tune over: every combination of these values."""
+
+    t_star: list[float] | None = None
+    """How far to diffuse."""
+    sigma: list[float] | None = None
+    """ADP's screening noise."""
+    steps: list[int] | None = None
+    """Number of steps."""
+    rounds: list[int] | None = None
+    """How many times in a row."""
+
+
+@dataclass(frozen=True)
 class Network:
     """What is trained."""
 
@@ -194,3 +208,4 @@ class Evaluation:
     draws: int
     seed: int
     micro_batch: int | None
+    split: str = "test"

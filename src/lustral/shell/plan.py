@@ -36,7 +36,7 @@ def make(options: Evaluation, resources: Resources) -> Plan:
         raise UserError(f"images must be at least 1, not {options.images}.")
     if options.suite is not None and options.suite not in suites.SIZES:
         raise unknown("suite", options.suite, suites.SIZES)
-    data = datasets.load(options.data, "test")[: options.images]
+    data = datasets.load(options.data, options.split)[: options.images]
     systems = []
     for name, entry in (options.systems or {_name(options.purification): _entry(options)}).items():
         check(data, entry, system := build.system(name, entry.purification, entry.classification, options.micro_batch))
@@ -145,7 +145,7 @@ def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: boo
             seed=options.seed,
             data={
                 "name": options.data,
-                "split": "test",
+                "split": options.split,
                 "images": max(len(ledger.done(job.system.name, job.stage.name)) for job in plan.jobs),
                 "sha256": ledger.spec()["data"]["x"]["sha256"],
             },

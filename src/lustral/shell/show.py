@@ -119,6 +119,20 @@ def line(text: str) -> None:
     out.print(text, soft_wrap=True, highlight=False)
 
 
+def settings(made: list, seen: list[str]) -> None:
+    """What tuning found; a star marks the settings that no other one beats."""
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    sheet.add_column("setting", no_wrap=True)
+    for name in ("clean", "95 %", "exact", "95 %", "calls", ""):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    for one in made:
+        shares = [cell for v, low, high in (one.clean, one.robust) for cell in (f"{v:.1%}", f"{low:.0%}–{high:.0%}")]
+        sheet.add_row(one.name, *shares, f"{one.calls:.0f}", "*" if one.best else "")
+    out.print(sheet)
+    if seen:
+        line(f"amber: {', '.join(seen)}: trained on the validation images too (--split fit leaves them out).")
+
+
 def card(about: weights.Card) -> None:
     """A card, as JSON."""
     out.print_json(json.dumps(asdict(about)))
