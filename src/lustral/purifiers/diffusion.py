@@ -154,6 +154,10 @@ class Diffusion:
                 register = row.keep * y + row.keep_d * d
         return TableState(out + row.offset if _any(row.offset) else out, register, state.table, state.guide)
 
+    def effort(self, state: TableState) -> Tensor | None:
+        """Network calls that each sample [b] will take; None where all take the same."""
+        return None if state.table is None else (state.table.b != 0).sum(dim=1)
+
     def readout(self, state: TableState) -> Tensor:
         table = self._shared if state.table is None else state.table
         x = 0.5 + column(table.scale_out, state.y) * (state.y - 0.5)

@@ -44,5 +44,9 @@ class Rounds(Chain):
             return state._replace(stage=stage, inner=begun)
         return state._replace(inner=self.stages[stage].step(inner, state.inner, rng))
 
+    def effort(self, state: RoundsState) -> Tensor | None:
+        """Network calls that each sample [b] will take in this stage, which go with those of all others."""
+        return self.stages[state.stage].effort(state.inner)
+
     def _begin(self, stage: int, x: Tensor, first: Tensor, seen: Tensor | None, rng: Rng) -> TableState:
         return self.stages[stage].begin(x, x if seen is None else seen, first, rng)

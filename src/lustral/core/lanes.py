@@ -1,0 +1,94 @@
+"""Many rows through a network of limited width: kept full where samples need different numbers of steps, and in memory.
+
+``Lanes`` is an adjoint around another one. Rows are independent and noise is addressed, so which rows run together
+changes nothing but rounding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .adjoint import Adjoint, Checkpointed
+from .noise import Rng
+from .purifier import Purifier
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """At most ``width`` rows at a time; fewer, by halves, where memory does not suffice.
+
+    Without gradients, rows that need about as many steps run together, longest first: all rows are begun, a purifier's
+    ``effort(state)`` says how many steps each will take, and a row that is done costs nothing more. So every lane is
+    busy nearly until its fellows are done, and a batch in which one noisy image needs 100 steps and the others 30
+    does not run 100 steps at full width.
+    """
+
+    width: int = 64
+    inner: Adjoint = Checkpointed()
+
+    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
+        rows = torch.arange(len(x))
+        if hasattr(purifier, "effort") and not (torch.is_grad_enabled() and x.requires_grad):
+            return self._sorted(purifier, x, rng)
+        return _gather(self._in_parts(lambda part: self.inner(purifier, x[part], rng[part]), rows))
+
+    def _sorted(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
+        rows = torch.arange(len(x))
+        begun = self._in_parts(lambda part: purifier.init(x[part], rng[part].fold("init")), rows)
+        state = _joined([state for _, state in begun], torch.cat([part for part, _ in begun]).argsort())
+        effort = purifier.effort(state)
+        order = rows if effort is None else effort.cpu().argsort(descending=True, stable=True)
+
+        def finish(part: Tensor) -> Tensor:
+            own = _rows(state, part)
+            for i in range(purifier.n_steps):
+                own = purifier.step(i, own, rng[part].fold("step", i))
+            return purifier.readout(own)
+
+        return _gather(self._in_parts(finish, order))
+
+    def _in_parts(self, job: Callable, rows: Tensor) -> list[tuple[Tensor, object]]:
+        """(rows, result) of a job for parts of the rows, each as wide as memory allows."""
+        done, width, start = [], max(1, self.width), 0
+        while start < len(rows):
+            part = rows[start : start + width]
+            try:
+                done.append((part, job(part)))
+                start += len(part)
+            except RuntimeError as e:
+                if len(part) == 1 or not _is_memory(e):
+                    raise
+                width = (len(part) + 1) // 2
+        return done
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    """Whether torch could not get memory, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _gather(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Results of parts in the order of their rows."""
+    order = torch.cat([rows for rows, _ in parts])
+    return torch.cat([result for _, result in parts])[order.argsort()]
+
+
+def _rows(state, rows: Tensor):
+    """Some rows of a state; what is no tensor belongs to all."""
+    if isinstance(state, Tensor):
+        return state[rows.to(state.device)]
+    if isinstance(state, tuple):
+        return type(state)(*(_rows(part, rows) for part in state))
+    return state
+
+
+def _joined(states: list, order: Tensor):
+    """One state from those of parts, its rows put in order."""
+    first = states[0]
+    if isinstance(first, Tensor):
+        return torch.cat(states)[order.to(first.device)]
+    if isinstance(first, tuple):
+        return type(first)(*(_joined(list(parts), order) for parts in zip(*states, strict=True)))
+    return first
