@@ -22,6 +22,7 @@ from .options import (
     Resources,
     Search,
     SetName,
+    Shown,
     StageName,
     TaskName,
     ThreatModel,
@@ -121,6 +122,7 @@ def purify_files(
     purification: Purification = Purification(),
     seed: int | None = None,
     batch: int = 64,
+    show: Shown = Shown(),
 ) -> None:
     """Clean images: a PNG, JPEG, npy or npz file, or a folder of them; the same formats are written.
 
@@ -129,11 +131,14 @@ def purify_files(
         target: File or folder to write.
         purification: How images are purified.
         seed: Seed of the noise; default: fresh noise that nobody can replay.
-        batch: Images at a time.
+        batch: Images at a time; fewer where memory does not suffice.
+        show: A film strip of it.
     """
-    from . import commands, show
+    from . import commands
+    from . import show as shower
 
-    show.done(commands.purify(source, target, purification, seed, batch))
+    for path in commands.purify(source, target, purification, seed, batch, show):
+        shower.done(path)
 
 
 def attack(

@@ -10,14 +10,15 @@ import torch
 
 from ..core import kernel
 from ..core.errors import UserError
+from ..core.lanes import Lanes
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
-from . import build, folder, plan, systems, weights
+from . import build, folder, plan, strip, systems, weights
 from .files import replacing, write_text
 from .images import data as datasets
 from .images import download, pictures
 from .ledger import Ledger
-from .options import Classification, Entry, Evaluation, Purification, Resources, Search, ThreatModel
+from .options import Classification, Entry, Evaluation, Purification, Resources, Search, Shown, ThreatModel
 from .report import render
 from .terminal import command, progress
 
@@ -40,8 +41,11 @@ def data(name: str, place: Path | None, source: str | None) -> Iterator[str]:
     yield f"next: lustral train classifier {name}.safetensors --data {shlex.quote(used)}"
 
 
-def purify(source: Path, target: Path, how: Purification, seed: int | None, batch: int) -> Path:
-    """Cleans the images of a file or a folder; ids of the noise are positions in the order of the files."""
+def purify(source: Path, target: Path, how: Purification, seed: int | None, batch: int, shown: Shown) -> list[Path]:
+    """Cleans the images of a file or a folder; ids of the noise are positions in the order of the files.
+
+    Returns what it wrote: the target, and the film strip of the first file's first images if that was asked for.
+    """
     if batch < 1:
         raise UserError(f"batch must be at least 1, not {batch}.")
     if how.method == "none":
@@ -50,6 +54,7 @@ def purify(source: Path, target: Path, how: Purification, seed: int | None, batc
     purifier = systems.purifier(how, denoiser, about)
     jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
+    judge = None if shown.classifier is None else weights.load(shown.classifier, "classifier")[0]
     first = 0
     with progress() as bar, torch.no_grad():
         task = bar.add_task("purifying", total=len(jobs))
@@ -57,14 +62,14 @@ def purify(source: Path, target: Path, how: Purification, seed: int | None, batc
             found = pictures.read(path, about.image[0])
             _fits(found.x, about, path)
             ids = torch.arange(first, first + len(found.x))
-            parts = [
-                kernel.purify(purifier, found.x[i : i + batch], key.rng(ids[i : i + batch]))
-                for i in range(0, len(ids), batch)
-            ]
-            pictures.write(found, torch.cat(parts) if parts else found.x, out)
+            clean = kernel.purify(purifier, found.x, key.rng(ids), adjoint=Lanes(batch)) if len(ids) else found.x
+            pictures.write(found, clean, out)
+            if shown.strip is not None and not first:
+                few = found.x[: shown.images]
+                strip.draw(shown.strip, strip.film(purifier, few, key.rng(ids[: shown.images]), judge))
             first += len(ids)
             bar.advance(task)
-    return target
+    return [target] if shown.strip is None else [target, shown.strip]
 
 
 def reference(name: str, source: str | None, images: int) -> weights.Card:

@@ -4,6 +4,7 @@ Field docstrings are the help texts. ``build.py`` turns these into objects.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Method = Literal["none", "diffpure", "adp", "gdmp", "gnsp", "adbm", "agdm"]
@@ -62,6 +63,18 @@ class Purification:
     """ADP: score norm up to which an image counts as clean and gets a fifth of the noise."""
     fixed_noise: bool = False
     """Every image always meets the same noise, its own: a deterministic twin, for comparison."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A film strip of a purification."""
+
+    strip: Path | None = None
+    """PNG to write: the first images after the steps, with their t*, score norm or step size."""
+    images: int = 6
+    """How many images it shows."""
+    classifier: str | None = None
+    """Whose verdict stands above every frame."""
 
 
 @dataclass(frozen=True)
