@@ -10,6 +10,7 @@ from .core import check
 from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
 from .core.kernel import purify
+from .core.lanes import Lanes
 from .core.noise import Key, Rng, as_rng
 from .core.purifier import Purifier
 from .core.vote import Single, Vote
@@ -40,8 +41,12 @@ class Defence(nn.Module):
         *,
         adjoint: Adjoint | None = None,
         key: Key | None = None,
+        lanes: int = 1024,
     ):
-        """``purifier`` None is an undefended classifier. ``vote`` defaults to a single draw."""
+        """``purifier`` None is an undefended classifier. ``vote`` defaults to a single draw.
+
+        At most ``lanes`` rows (images × draws) are purified at a time, fewer where memory does not suffice.
+        """
         super().__init__()
         if not callable(classifier):
             raise UserError(f"A classifier is a callable from images to logits, not {type(classifier).__name__}.")
@@ -51,7 +56,9 @@ class Defence(nn.Module):
                 "lustral.from_function(f) around a plain function."
             )
         self.classifier, self.purifier, self.vote = classifier, purifier, vote or Single()
-        self.adjoint = adjoint or Checkpointed()
+        if lanes < 1:
+            raise UserError(f"A defence needs at least 1 lane, not {lanes}.")
+        self.adjoint, self.lanes = adjoint or Checkpointed(), lanes
         self._key, self._calls = key or Key.secret(), 0
         wrapped = [] if isinstance(classifier, nn.Module) else modules_in(classifier)
         for i, module in enumerate([*wrapped, *modules_in(purifier)]):
@@ -60,7 +67,8 @@ class Defence(nn.Module):
     def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
         if self.purifier is not None:
-            x = purify(self.purifier, x, rng.fold("purify"), adjoint=adjoint or self.adjoint)
+            lanes = Lanes(self.lanes, adjoint or self.adjoint)
+            x = purify(self.purifier, x, rng.fold("purify"), adjoint=lanes)
         return self.classifier(x)
 
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from components import PURIFIERS, Counted, finite_set, images, net_denoiser, sample_specific
-from lustral.core.adjoint import Checkpointed, Direct
+from lustral.core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
 from lustral.core.kernel import purify
 from lustral.core.lanes import Lanes
 from lustral.core.noise import Key
@@ -21,6 +21,13 @@ def test_lanes_change_nothing(name):
     wanted = purify(purifier, x, rng)
     for width in (1, 3, 100):
         torch.testing.assert_close(purify(purifier, x, rng, adjoint=Lanes(width)), wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("inner", [Identity(), Skip(), Surrogate(PURIFIERS["ddim"](net_denoiser()))])
+def test_lanes_leave_approximations_what_they_are(inner):
+    purifier, x = PURIFIERS["ssni"](net_denoiser()), images(5)
+    found, wanted = (purify(purifier, x, KEY.rng(5), adjoint=how) for how in (Lanes(2, inner), inner))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("inner", [Checkpointed(), Direct()])

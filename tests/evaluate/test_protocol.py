@@ -153,6 +153,14 @@ OTHER = {
         "published": True,
         "gate": 5.0,
         "fixed_noise": True,
+        "ssni": "logistic",
+        "tau": 3.0,
+        "bias": 0.02,
+        "likeness": "ssim",
+        "strength": 3.0,
+        "guide": "other",
+        "class_weight": 0.5,
+        "latent_weight": 0.5,
     },
     Classification: {"classifier": "other", "vote": "majority", "draws": 3},
     ThreatModel: {"norm": "l2", "eps": 0.1},
@@ -164,7 +172,11 @@ BASE = {
     ThreatModel: ThreatModel(eps=EPS),
     Search: Search(steps=2, eot=2),
 }
-ADP_ONLY = ("sigma", "published", "gate")
+# What else must be chosen for an option to mean something.
+ALONG = {name: {"method": "adp"} for name in ("sigma", "published", "gate")}
+ALONG |= {name: {"ssni": "logistic"} for name in ("tau", "bias")}
+ALONG |= {name: {"method": "gdmp"} for name in ("likeness", "strength")}
+ALONG |= {name: {"method": "agdm", "guide": "digits-cnn"} for name in ("guide", "class_weight", "latent_weight")}
 CASES = [(kind, field.name) for kind in OTHER for field in fields(kind)]
 
 
@@ -181,10 +193,8 @@ def other(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(weights, "load", loaded)
 
 
-def identity(changes: dict | None = None, method: str = "diffpure", resources: Resources = Resources(), **rest) -> str:
+def identity(changes: dict | None = None, resources: Resources = Resources(), **rest) -> str:
     parts = {kind: replace(base, **(changes or {}).get(kind, {})) for kind, base in BASE.items()}
-    if (changes or {}).get(Purification, {}).get("method") is None:
-        parts[Purification] = replace(parts[Purification], method=method)
     facts = {"draws": 4, "seed": 0, "images": 2, "micro_batch": None, "stages": ("clean", "null", "exact")} | rest
     system = build.system("s", parts[Purification], parts[Classification], facts["micro_batch"])
     against = build.threat(parts[ThreatModel])
@@ -197,8 +207,8 @@ def identity(changes: dict | None = None, method: str = "diffpure", resources: R
 @pytest.mark.usefixtures("other")
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind.__name__}.{name}" for kind, name in CASES])
 def test_every_option_is_part_of_a_runs_identity(kind, name):
-    method = "adp" if name in ADP_ONLY else "diffpure"
-    assert identity({kind: {name: OTHER[kind][name]}}, method) != identity(method=method)
+    along = ALONG.get(name, {}) if kind is Purification else {}
+    assert identity({kind: along | {name: OTHER[kind][name]}}) != identity({kind: along})
 
 
 @pytest.mark.usefixtures("other")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .adjoint import Adjoint, Checkpointed
+from .adjoint import Adjoint, Checkpointed, Direct
 from .noise import Rng
 from .purifier import Purifier
 
@@ -19,10 +19,10 @@ from .purifier import Purifier
 class Lanes:
     """At most ``width`` rows at a time; fewer, by halves, where memory does not suffice.
 
-    Without gradients, rows that need about as many steps run together, longest first: all rows are begun, a purifier's
-    ``effort(state)`` says how many steps each will take, and a row that is done costs nothing more. So every lane is
-    busy nearly until its fellows are done, and a batch in which one noisy image needs 100 steps and the others 30
-    does not run 100 steps at full width.
+    Without gradients and with an exact adjoint, rows that need about as many steps run together, longest first: all
+    rows are begun, a purifier's ``effort(state)`` says how many steps each will take, and a row that is done costs
+    nothing more. So every lane is busy nearly until its fellows are done, and a batch in which one noisy image needs
+    100 steps and the others 30 does not run 100 steps at full width.
     """
 
     width: int = 64
@@ -30,7 +30,8 @@ class Lanes:
 
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         rows = torch.arange(len(x))
-        if hasattr(purifier, "effort") and not (torch.is_grad_enabled() and x.requires_grad):
+        plain = isinstance(self.inner, Direct | Checkpointed) and not (torch.is_grad_enabled() and x.requires_grad)
+        if plain and len(x) > 1 and hasattr(purifier, "effort"):
             return self._sorted(purifier, x, rng)
         return _gather(self._in_parts(lambda part: self.inner(purifier, x[part], rng[part]), rows))
 
