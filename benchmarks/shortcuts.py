@@ -19,8 +19,7 @@ from lustral.core.noise import Key, Rng
 from lustral.core.purifier import Purifier
 from lustral.purifiers.adaptive import Adaptive
 from lustral.purifiers.diffusion import Guidance
-from lustral.purifiers.guided import Robust
-from lustral.purifiers.presets import adp, diffpure, gdmp, ssni
+from lustral.purifiers.presets import adp, agdm, diffpure, gdmp, ssni
 from lustral.purifiers.rounds import Rounds
 from lustral.shell import systems, weights
 from lustral.shell.images import data
@@ -77,8 +76,7 @@ def cases() -> list[tuple[str, str, Purifier, Purifier, Adjoint]]:
         rows.append((f"GDMP, {likeness}", "the guide constant", made, guided(made, False), exact))
         rows.append((f"GDMP, {likeness}", "guidance constant", made, guided(made, True), exact))
         rows.append((f"GDMP, {likeness}", "purifier as identity (the published attack)", made, made, Identity()))
-    plain = diffpure(denoiser, 0.1, "ddpm", steps=10)
-    made = Rounds((replace(plain, guidance=Robust(classifier)),))
+    made = agdm(denoiser, classifier, steps=10)
     rows.append(("AGDM-style", "the input's representation constant", made, guided(made, False), exact))
     rows.append(("AGDM-style", "guidance constant", made, guided(made, True), exact))
     made = adp(denoiser, 0.25)

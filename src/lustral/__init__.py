@@ -12,6 +12,7 @@ _HOMES = {
     "core.adjoint": ("Checkpointed", "Direct", "Identity", "Skip", "Surrogate"),
     "core.errors": ("UserError",),
     "core.kernel": ("purify", "trace"),
+    "core.lanes": ("Lanes",),
     "core.noise": ("Key", "Rng"),
     "core.purifier": ("Purifier",),
     "core.threat": ("L1", "L2", "Linf"),
@@ -23,7 +24,9 @@ _HOMES = {
     "purifiers.adaptive": ("Adaptive",),
     "purifiers.compose": ("chain", "from_function", "repeat", "when"),
     "purifiers.diffusion": ("Diffusion",),
-    "purifiers.presets": ("adp", "adp_gated", "diffpure"),
+    "purifiers.guided": ("Robust", "Towards"),
+    "purifiers.presets": ("adbm", "adp", "adp_gated", "agdm", "diffpure", "gdmp", "gnsp", "ssni"),
+    "purifiers.sample_specific": ("Reference", "ScoreNorm"),
     "defence": ("Defence", "defend"),
     "attacks.apgd": ("APGD",),
     "attacks.composed": ("Targeted", "Transfer"),
@@ -37,7 +40,7 @@ _HOMES = {
     "attacks.stadv": ("Flow", "StAdv"),
     "evaluate.protocol": ("Data",),
     "shell.assess": ("assess",),
-    "shell.shipped": ("classifier", "data", "denoiser"),
+    "shell.shipped": ("classifier", "data", "denoiser", "reference"),
 }
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_NAMES)]
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from .core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
     from .core.errors import UserError
     from .core.kernel import purify, trace
+    from .core.lanes import Lanes
     from .core.noise import Key, Rng
     from .core.purifier import Purifier
     from .core.threat import L1, L2, Linf
@@ -78,8 +82,10 @@ if TYPE_CHECKING:
     from .purifiers.adaptive import Adaptive
     from .purifiers.compose import chain, from_function, repeat, when
     from .purifiers.diffusion import Diffusion
-    from .purifiers.presets import adp, adp_gated, diffpure
+    from .purifiers.guided import Robust, Towards
+    from .purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp, ssni
+    from .purifiers.sample_specific import Reference, ScoreNorm
     from .samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
     from .schedules import VE, VP, DiscreteVP
     from .shell.assess import assess
-    from .shell.shipped import classifier, data, denoiser
+    from .shell.shipped import classifier, data, denoiser, reference

@@ -70,15 +70,6 @@ class WhitenedResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The representation [b, 4·width] that the last layer sees."""
-        return self.body(self.first(x))
-
-    def head(self, features: Tensor) -> Tensor:
-        """Logits of a representation."""
-        return 0.125 * self.last(features)
-
-    def forward(self, x: Tensor) -> Tensor:
-    def features(self, x: Tensor) -> Tensor:
-        """The representation [b, 4·width] that the last layer sees."""
         features = self.body(self.first(x))
         if self.mirror and not self.training:
             features = (features + self.body(self.first(x.flip(3)))) / 2

@@ -10,7 +10,7 @@ from ..schedules import VP, DiscreteVP, Schedule
 from .adaptive import Adaptive, AdaptivePublished, Field, UnitField
 from .compose import Chain, FieldNorm, chain, repeat, when
 from .diffusion import Diffusion, Guidance, TStar
-from .guided import Towards, closeness, ssim
+from .guided import Representing, Robust, Towards, closeness, ssim
 from .rounds import Rounds
 from .sample_specific import Linear, Logistic, Reference, Rounded, ScoreNorm, known_times, published_times
 
@@ -126,6 +126,26 @@ def adbm(denoiser: Denoiser, t_star: float = 0.1, *, steps: int = 5, schedule: S
     The bridge is in the network's weights (``lustral train adbm``).
     """
     return Diffusion(Clipped(denoiser), schedule or VP(), DDIM(steps=steps), t_star, clamp=True)
+
+
+def agdm(
+    denoiser: Denoiser,
+    guide: Representing,
+    t_star: float = 0.1,
+    solver: str | Sampler = "ddpm",
+    *,
+    class_weight: float = 0.1,
+    latent_weight: float = 0.01,
+    rounds: int = 1,
+    **options,
+) -> Rounds:
+    """DiffPure guided by a robust classifier, after AGDM (Lin et al. 2024): a reconstruction, as no code is public.
+
+    ``guide`` was trained adversarially (``lustral train trades``). No scales are published: tune both weights on
+    validation images. ``options`` are those of ``diffpure``.
+    """
+    plain = diffpure(denoiser, t_star, solver, **options)
+    return Rounds((replace(plain, guidance=Robust(guide, class_weight, latent_weight)),) * rounds)
 
 
 def ssni(

@@ -3,7 +3,8 @@
 from torch import nn
 
 from ..evaluate.protocol import Data
-from . import weights
+from ..purifiers.sample_specific import Reference
+from . import systems, weights
 from .images import data as datasets
 
 
@@ -20,3 +21,8 @@ def classifier(name: str) -> nn.Module:
 def denoiser(name: str) -> nn.Module:
     """A frozen denoiser D(x, sigma): a name from ``lustral list`` or a file with its card."""
     return weights.load(name, "denoiser")[0]
+
+
+def reference(name: str) -> Reference:
+    """The score norms of clean images that a denoiser's card holds, for ``ssni``."""
+    return systems.reference(weights.load(name, "denoiser")[1])

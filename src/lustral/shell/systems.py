@@ -1,7 +1,7 @@
 """Purification systems by name: what each is, in a line, and how options make it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -9,9 +9,8 @@ from ..core.errors import UserError, unknown
 from ..core.noise import Key, Rng
 from ..core.purifier import Purifier
 from ..denoisers.base import Denoiser
-from ..purifiers.compose import Pinned, repeat
-from ..purifiers.guided import Robust
-from ..purifiers.presets import adbm, adp, adp_gated, diffpure, gdmp, gnsp, ssni
+from ..purifiers.compose import Pinned
+from ..purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp, ssni
 from ..purifiers.sample_specific import Reference, ScoreNorm, known_times, published_times
 from ..schedules import VP
 from . import weights
@@ -48,9 +47,9 @@ def _gdmp(options: Purification, denoiser: Denoiser) -> Purifier:
 
 def _agdm(options: Purification, denoiser: Denoiser) -> Purifier:
     guide, _ = weights.load(options.guide, "classifier")
-    plain = diffpure(denoiser, _time(options, 0.1), options.solver, steps=options.steps, clamp=options.clamp)
-    guided = replace(plain, guidance=Robust(guide, options.class_weight, options.latent_weight))
-    return repeat(guided, options.rounds or 1)
+    rest = {"class_weight": options.class_weight, "latent_weight": options.latent_weight}
+    rest |= {"steps": options.steps, "rounds": options.rounds or 1, "clamp": options.clamp}
+    return agdm(denoiser, guide, _time(options, 0.1), options.solver, **rest)
 
 
 METHODS = {
