@@ -9,6 +9,7 @@ from .deviated import Deviated
 from .estimators import SPSA, Growing, SignVoted
 from .foreign import Foreign
 from .gradients import Gradient, Selection
+from .levels import HeldLevel, LoweredNorm
 from .search import Restarts
 
 ADJOINTS = {
@@ -19,6 +20,8 @@ ADJOINTS = {
     Skip: "classifier only",
     Surrogate: "surrogate",
     Deviated: "exact + deviation",
+    HeldLevel: "exact, level held",
+    LoweredNorm: "exact + score norm",
 }
 
 

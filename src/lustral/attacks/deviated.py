@@ -57,7 +57,12 @@ class Deviated:
 
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         clean, apart = self.adjoint(Deviation(purifier), x, rng)
-        return _Also.apply(clean, apart, self.weight)
+        return also(clean, apart, self.weight)
+
+
+def also(image: Tensor, other: Tensor, weight: float) -> Tensor:
+    """The image, whose gradient also flows into ``other`` [b], times ``weight`` and its own length."""
+    return _Also.apply(image, other, weight)
 
 
 class _Also(torch.autograd.Function):

@@ -17,7 +17,8 @@ TaskName = Literal["classifier", "denoiser", "addt", "adbm", "pgd-at", "trades"]
 LossName = Literal["cross-entropy", "margin", "dlr"]
 StageName = Literal[
     "clean", "null", "blind", "bpda", "exact", "fixed", "known init", "known step", "spsa", "bpda signs", "joint score",
-    "joint full", "low-frequency", "deviated", "surrogate", "square", "apgd", "stadv",
+    "joint full", "low-frequency", "deviated", "held level", "lowered norm",
+    "surrogate", "square", "apgd", "stadv",
 ]  # fmt: skip
 
 

@@ -32,6 +32,8 @@ STAGES = {
     "pgd-200": "PGD, long",
     "low-frequency": "Low frequencies",
     "deviated": "Deviated",
+    "held level": "Level held",
+    "lowered norm": "Lowered norm",
     "surrogate": "Surrogate",
     "known init": "Initial noise known",
     "known step": "Step noise known",

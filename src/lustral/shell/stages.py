@@ -7,6 +7,7 @@ from ..attacks.apgd import APGD
 from ..attacks.deviated import Deviated
 from ..attacks.estimators import SPSA, Displacement, Joint, LowPass, SignVoted
 from ..attacks.gradients import Estimator, Gradient, Selection, blind, bpda, exact, surrogate
+from ..attacks.levels import HeldLevel, LoweredNorm
 from ..attacks.losses import LOSSES
 from ..attacks.pgd import PGD, RandomSign
 from ..attacks.search import Attack, Restarts
@@ -88,9 +89,12 @@ ATTACKS: dict[str, Callable[[Making], Attack | None]] = {
     "joint full": lambda m: m.pgd(Joint(bpda(m.eot), Displacement(m.system.defence.purifier, m.eot)), m.select),
     "low-frequency": lambda m: m.pgd(LowPass(m.exact()), m.select),
     "deviated": lambda m: m.pgd(Gradient(Deviated(1.0, Checkpointed(m.budget)), m.eot), m.select),
+    "held level": lambda m: m.pgd(Gradient(HeldLevel(Checkpointed(m.budget)), m.eot), m.select),
+    "lowered norm": lambda m: m.pgd(Gradient(LoweredNorm(0.1, Checkpointed(m.budget)), m.eot), m.select),
     "surrogate": _surrogate,
     "square": lambda m: Square(m.threat, 50 * m.search.steps, m.loss, m.select or Selection()),
     "apgd": lambda m: m.restarted(APGD(m.threat, m.exact(), m.loss, m.search.steps, select=m.select)),
     "stadv": lambda m: StAdv(Flow(1), m.exact(), m.loss, m.search.steps, select=m.select or Selection()),
 }
 PURIFIED = {"bpda signs", "joint score", "joint full", "deviated", "surrogate", "known init", "known step"}
+PURIFIED |= {"held level", "lowered norm"}
