@@ -88,7 +88,7 @@ CASES: Cases = {
     "purify: negative noise": (lambda: purify("--purification.method=adp", "--purification.sigma=-1"), ["sigma ≥ 0"]),
     "purify: no rounds": (lambda: purify("--purification.rounds=0"), ["rounds must be at least 1"]),
     "purify: no batch": (lambda: purify("--batch=0"), ["batch must be at least 1"]),
-    "purify: method none": (lambda: purify("--purification.method=none"), ["choose diffpure or adp"]),
+    "purify: method none": (lambda: purify("--purification.method=none"), ["choose another method"]),
     "purify: unknown solver": (
         lambda: purify("--purification.solver=sdf"),
         ["purification.solver", "'sde'", "sdf", "--help"],

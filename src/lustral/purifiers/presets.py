@@ -114,7 +114,7 @@ def gdmp(
         measure, scale = LIKENESSES[likeness]
         guidance = Towards(process, 3 * scale * 255 / 16 / 100 if strength is None else strength, measure, noised)
     stage = Diffusion(Clipped(denoiser), process, DDPM("large", steps=steps), t_star, guidance=guidance)
-    return Rounds((stage,) * rounds)
+    return _rounds(stage, rounds)
 
 
 LIKENESSES = {"mse": (closeness, 60_000.0), "ssim": (ssim, 1000.0)}
@@ -145,7 +145,13 @@ def agdm(
     validation images. ``options`` are those of ``diffpure``.
     """
     plain = diffpure(denoiser, t_star, solver, **options)
-    return Rounds((replace(plain, guidance=Robust(guide, class_weight, latent_weight)),) * rounds)
+    return _rounds(replace(plain, guidance=Robust(guide, class_weight, latent_weight)), rounds)
+
+
+def _rounds(stage: Diffusion, rounds: int) -> Rounds:
+    if rounds < 1:
+        raise UserError(f"rounds must be at least 1, not {rounds}.")
+    return Rounds((stage,) * rounds)
 
 
 def ssni(

@@ -41,7 +41,9 @@ def data(name: str, place: Path | None, source: str | None) -> Iterator[str]:
     yield f"next: lustral train classifier {name}.safetensors --data {shlex.quote(used)}"
 
 
-def purify(source: Path, target: Path, how: Purification, seed: int | None, batch: int, shown: Shown) -> list[Path]:
+def purify(
+    source: Path, target: Path, how: Purification, seed: int | None, batch: int, shown: Shown = Shown()
+) -> list[Path]:
     """Cleans the images of a file or a folder; ids of the noise are positions in the order of the files.
 
     Returns what it wrote: the target, and the film strip of the first file's first images if that was asked for.
@@ -54,6 +56,7 @@ def purify(source: Path, target: Path, how: Purification, seed: int | None, batc
     purifier = systems.purifier(how, denoiser, about)
     jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
+    shown = shown or Shown()
     judge = None if shown.classifier is None else weights.load(shown.classifier, "classifier")[0]
     first = 0
     with progress() as bar, torch.no_grad():

@@ -36,19 +36,23 @@ def _adp(options: Purification, denoiser: Denoiser) -> Purifier:
 
 
 def _diffpure(options: Purification, denoiser: Denoiser) -> Purifier:
-    rest = {"steps": options.steps, "rounds": options.rounds or 1, "clamp": options.clamp}
+    rest = {"steps": options.steps, "rounds": _rounds(options, 1), "clamp": options.clamp}
     return diffpure(denoiser, _time(options, 0.1), options.solver, **rest)
 
 
 def _gdmp(options: Purification, denoiser: Denoiser) -> Purifier:
     rest = {"likeness": options.likeness, "strength": options.strength, "steps": options.steps}
-    return gdmp(denoiser, _time(options, 0.036), rounds=options.rounds or 4, **rest)
+    return gdmp(denoiser, _time(options, 0.036), rounds=_rounds(options, 4), **rest)
+
+
+def _adbm(options: Purification, denoiser: Denoiser) -> Purifier:
+    return adbm(denoiser, _time(options, 0.1), steps=5 if options.steps is None else options.steps)
 
 
 def _agdm(options: Purification, denoiser: Denoiser) -> Purifier:
     guide, _ = weights.load(options.guide, "classifier")
     rest = {"class_weight": options.class_weight, "latent_weight": options.latent_weight}
-    rest |= {"steps": options.steps, "rounds": options.rounds or 1, "clamp": options.clamp}
+    rest |= {"steps": options.steps, "rounds": _rounds(options, 1), "clamp": options.clamp}
     return agdm(denoiser, guide, _time(options, 0.1), options.solver, **rest)
 
 
@@ -63,7 +67,9 @@ METHODS = {
     ),
     "adbm": Named(
         "five DDIM steps, for a denoiser of `lustral train adbm` (Li et al. 2025)",
-        lambda options, denoiser: adbm(denoiser, _time(options, 0.1), steps=options.steps or 5),
+        lambda options, denoiser: adbm(
+            denoiser, _time(options, 0.1), steps=5 if options.steps is None else options.steps
+        ),
     ),
     "agdm": Named("DiffPure guided by a robust classifier; a reconstruction, as no code is public (Lin et al.)", _agdm),
 }
@@ -87,6 +93,10 @@ def purifier(options: Purification, denoiser: Denoiser, about: weights.Card | No
 
 def _time(options: Purification, default: float) -> float:
     return default if options.t_star is None else options.t_star
+
+
+def _rounds(options: Purification, default: int) -> int:
+    return default if options.rounds is None else options.rounds
 
 
 def reference(about: weights.Card | None) -> Reference:
