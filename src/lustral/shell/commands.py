@@ -42,7 +42,7 @@ def data(name: str, place: Path | None, source: str | None) -> Iterator[str]:
 
 
 def purify(
-    source: Path, target: Path, how: Purification, seed: int | None, batch: int, shown: Shown = Shown()
+    source: Path, target: Path, how: Purification, seed: int | None, batch: int, shown: Shown | None = None
 ) -> list[Path]:
     """Cleans the images of a file or a folder; ids of the noise are positions in the order of the files.
 
