@@ -152,6 +152,16 @@ class Grid:
     """Number of steps."""
     rounds: list[int] | None = None
     """How many times in a row."""
+    tau: list[float] | None = None
+    """SSNI-N's spread."""
+    bias: list[float] | None = None
+    """SSNI's addition to the largest time."""
+    strength: list[float] | None = None
+    """gdmp's guidance."""
+    class_weight: list[float] | None = None
+    """agdm's weight of the guide's verdict."""
+    latent_weight: list[float] | None = None
+    """agdm's weight of the distance between representations."""
 
 
 @dataclass(frozen=True)

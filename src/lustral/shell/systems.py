@@ -65,12 +65,7 @@ METHODS = {
         "eight rounds of ever more noise; use with a majority of 10 (Lee and Kim 2023)",
         lambda options, denoiser: gnsp(denoiser),
     ),
-    "adbm": Named(
-        "five DDIM steps, for a denoiser of `lustral train adbm` (Li et al. 2025)",
-        lambda options, denoiser: adbm(
-            denoiser, _time(options, 0.1), steps=5 if options.steps is None else options.steps
-        ),
-    ),
+    "adbm": Named("five DDIM steps, for a denoiser of `lustral train adbm` (Li et al. 2025)", _adbm),
     "agdm": Named("DiffPure guided by a robust classifier; a reconstruction, as no code is public (Lin et al.)", _agdm),
 }
 """Systems that ``--purification.method`` names; ``--purification.ssni`` wraps those that diffuse."""
