@@ -63,7 +63,6 @@ def guided(made: Rounds, itself: bool) -> Rounds:
 def cases() -> list[tuple[str, str, Purifier, Purifier, Adjoint]]:
     """(system, shortcut, the purifier, the one that is differentiated instead, how)."""
     denoiser, about = weights.load("digits-unet", "denoiser")
-    classifier, _ = weights.load("digits-cnn", "classifier")
     exact = Checkpointed()
     clean = systems.reference(about)
     rows = []
@@ -76,7 +75,8 @@ def cases() -> list[tuple[str, str, Purifier, Purifier, Adjoint]]:
         rows.append((f"GDMP, {likeness}", "the guide constant", made, guided(made, False), exact))
         rows.append((f"GDMP, {likeness}", "guidance constant", made, guided(made, True), exact))
         rows.append((f"GDMP, {likeness}", "purifier as identity (the published attack)", made, made, Identity()))
-    made = agdm(denoiser, classifier, steps=10)
+    guide, _ = weights.load("digits-trades", "classifier")
+    made = agdm(denoiser, guide, steps=10)
     rows.append(("AGDM-style", "the input's representation constant", made, guided(made, False), exact))
     rows.append(("AGDM-style", "guidance constant", made, guided(made, True), exact))
     made = adp(denoiser, 0.25)

@@ -8,6 +8,7 @@ Prints a table, writes nothing unless --json is given, and exits with 1 if a bar
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from lustral.core.adjoint import Adjoint, Checkpointed, Direct
 from lustral.core.kernel import purify
+from lustral.core.lanes import Lanes
 from lustral.core.noise import Key
 from lustral.denoisers.base import Autocast, Denoiser
 from lustral.denoisers.nets.unet import UNet
@@ -265,12 +267,32 @@ def start_times(bench: Bench) -> Iterator[Line]:
     yield Line("a start time per sample / its share of steps", value / share, bar=1.05, note=note)
 
 
+def lanes(bench: Bench) -> Iterator[Line]:
+    """64 images, 16 at a time; t* as SSNI-N chooses it for clean images: t*·sigmoid of a standard normal."""
+    net, x, rng = small(), images(64), Key(1).rng(64)
+
+    def level(x: Tensor) -> Tensor:
+        return 0.1 * torch.sigmoid((x.double().mean(dim=(1, 2, 3)) - 0.5) * math.sqrt(12 * x[0].numel()))
+
+    each = Diffusion(EDM(net), VP(), SDE(dt=0.005), level, t_max=0.1)
+    same = Diffusion(EDM(net), VP(), SDE(dt=0.005), 0.1)
+    share = each.effort(each.init(x, rng)).sum().item() / (each.n_steps * len(x))
+    how = Lanes(16)
+    t = bench.times(
+        each=no_grad(lambda: purify(each, x, rng, adjoint=how)), same=no_grad(lambda: purify(same, x, rng, adjoint=how))
+    )
+    value = ratio(t["each"], t["same"])
+    note = f"{value:.3f} of the time for {share:.3f} of the steps, 64 images in lanes of 16, {millions(net)}"
+    yield Line("lanes with SSNI's times / their share of steps", value / share, bar=1.1, note=note)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "purification": purification,
     "gradients": gradients,
     "noise": noise,
     "loop": loop,
     "start-times": start_times,
+    "lanes": lanes,
     "precision": precision,
     "cli": command_line,
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lustral
+from lustral.shell.systems import METHODS
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,3 +59,12 @@ def test_links_between_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_every_system_has_a_card():
+    cards = dict(re.findall(r"^## (\w+)(.*?)(?=^## |\Z)", (ROOT / "docs/systems.md").read_text("utf-8"), re.M | re.S))
+    assert set(cards) == set(METHODS) - {"none"} | {"SSNI"}
+    for name, card in cards.items():
+        last = "Scales" if name == "agdm" else "Faults of the public code"  # agdm has no public code
+        for part in ("Source", "Equations", "Calls", "The gradient passes", last):
+            assert f"**{part}**" in card, f"{name} does not say: {part}"

@@ -54,6 +54,29 @@ def test_names_mean_the_presets(unet):
     assert systems.purifier(Purification(method="adbm", t_star=0.05), denoiser) == adbm(denoiser, 0.05)
     wanted = ssni(gnsp(denoiser), systems.reference(about), bias=0.02, norm=systems.norm(denoiser))
     assert systems.purifier(Purification(method="gnsp", ssni="logistic", bias=0.02), denoiser, about) == wanted
+    single = systems.reference(about, "single"), systems.norm(denoiser, "single")
+    wanted = ssni(gdmp(denoiser, dt=0.01), single[0], law="linear", norm=single[1])
+    assert systems.purifier(Purification("gdmp", dt=0.01, ssni="linear", norm="single"), denoiser, about) == wanted
+
+
+def test_a_cleaner_image_takes_fewer_steps_of_a_given_length(unet):
+    """And one score for its level, where that is asked for."""
+    x = torch.cat([digits(3).x, digits(3).x.sub(0.5).sign().mul(0.4).add(digits(3).x)])
+    counted = Counted(unet[0])
+    made = systems.purifier(Purification(solver="ddpm", dt=0.01, ssni="logistic", norm="single"), counted, unet[1])
+    assert made.measure(x[3:], Key(0).rng(3)).mean() > made.measure(x[:3], Key(0).rng(3)).mean()
+    counted.rows.clear()
+    purify(made, x[:3], Key(0).rng(3))
+    few, _ = sum(counted.rows), counted.rows.clear()
+    purify(made, x[3:], Key(0).rng(3))
+    assert 3 < few < sum(counted.rows) <= 3 * 11
+
+
+@pytest.mark.parametrize("solver", ["one-shot", "langevin"])
+def test_solvers_without_a_number_of_steps_say_so(unet, solver):
+    with pytest.raises(UserError, match="no steps to choose; leave steps out"):
+        systems.purifier(Purification(solver=solver, steps=10), *unet)
+    systems.purifier(Purification(solver=solver), *unet)
 
 
 def test_a_robust_classifier_guides(unet):

@@ -1,6 +1,6 @@
 """The founding systems, by name: ``diffpure`` and ``adp`` in all their published variants."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from ..core.errors import UserError, unknown
 from ..core.purifier import Purifier
@@ -21,6 +21,7 @@ def diffpure(
     solver: str | Sampler = "sde",
     *,
     steps: int | None = None,
+    dt: float | None = None,
     schedule: Schedule | None = None,
     rounds: int = 1,
     clamp: bool = False,
@@ -30,15 +31,22 @@ def diffpure(
 
     Defaults are the reference's: VP with β from 0.1 to 20, t* = 0.1, Euler–Maruyama with dt = 1e-3 (100 steps), no
     clamping. ``solver`` is one of sde, ode, ddpm, ddim, heun, one-shot, langevin, or a sampler of your own. ``steps``
-    replaces the step size by a number of equal steps. ``rounds`` purifies several times in a row.
+    replaces the step size ``dt`` by a number of equal steps. ``rounds`` purifies several times in a row.
     """
     if isinstance(solver, str):
         if solver not in SAMPLERS:
             raise unknown("solver", solver, SAMPLERS)
         solver = SAMPLERS[solver]()
-    if steps is not None:
-        solver = replace(solver, steps=steps)
-    return repeat(Diffusion(denoiser, schedule or VP(), solver, t_star, t_max, clamp), rounds)
+    return repeat(Diffusion(denoiser, schedule or VP(), _stepping(solver, steps, dt), t_star, t_max, clamp), rounds)
+
+
+def _stepping(solver: Sampler, steps: int | None, dt: float | None) -> Sampler:
+    """The solver with another grid."""
+    grid = {name: value for name, value in (("steps", steps), ("dt", dt)) if value is not None}
+    for name in grid:
+        if name not in {known.name for known in fields(solver)}:
+            raise UserError(f"{type(solver).__name__} has no {name} to choose; leave {name} out (null).")
+    return replace(solver, **grid)
 
 
 def adp(
@@ -79,14 +87,18 @@ def adp_gated(denoiser: Denoiser, sigma: float = 0.25, *, threshold: float, shar
 
 
 def gnsp(
-    denoiser: Denoiser, levels: tuple[int, ...] = (30, 30, 30, 30, 50, 50, 125, 125), schedule: Schedule | None = None
+    denoiser: Denoiser,
+    levels: tuple[int, ...] = (30, 30, 30, 30, 50, 50, 125, 125),
+    schedule: Schedule | None = None,
+    steps: int | None = None,
 ) -> Chain:
     """GNSP (Lee and Kim, ICCV 2023): rounds of ever more noise, ``levels`` in steps of the schedule, each undone.
 
-    Defaults are CIFAR-10's: 470 network calls. The paper takes the majority of 10 runs.
+    Defaults are CIFAR-10's: 470 network calls; ``steps`` is a number for each round instead. The paper takes the
+    majority of 10 runs.
     """
     process = schedule or DiscreteVP.linear()
-    return chain(*(Diffusion(denoiser, process, DDPM(), level * process.dt) for level in levels))
+    return chain(*(Diffusion(denoiser, process, DDPM(steps=steps), level * process.dt) for level in levels))
 
 
 def gdmp(
@@ -99,6 +111,7 @@ def gdmp(
     noised: bool = True,
     schedule: Schedule | None = None,
     steps: int | None = None,
+    dt: float | None = None,
 ) -> Rounds:
     """GDMP (Wang et al. 2022): DDPM rounds, each drawn towards the first input.
 
@@ -113,7 +126,7 @@ def gdmp(
             raise unknown("likeness", likeness, LIKENESSES)
         measure, scale = LIKENESSES[likeness]
         guidance = Towards(process, 3 * scale * 255 / 16 / 100 if strength is None else strength, measure, noised)
-    stage = Diffusion(Clipped(denoiser), process, DDPM("large", steps=steps), t_star, guidance=guidance)
+    stage = Diffusion(Clipped(denoiser), process, DDPM("large", steps=steps, dt=dt), t_star, guidance=guidance)
     return _rounds(stage, rounds)
 
 

@@ -54,9 +54,12 @@ def system(name: str, how: Purification, judge: Classification, micro_batch: int
 
 def surrogate(how: Purification, denoiser, about: weights.Card) -> Purifier | None:
     """The same purifier with half the steps, where it is one with steps to halve."""
-    if how.method not in ("diffpure", "agdm") or how.solver == "one-shot" or how.fixed_noise or (how.steps or 100) < 2:
+    if how.method not in ("diffpure", "agdm") or how.solver in ("one-shot", "langevin") or how.fixed_noise:
         return None
-    return purifier(replace(how, steps=(how.steps or 100) // 2), denoiser, about)
+    if how.dt is not None:
+        return purifier(replace(how, dt=2 * how.dt), denoiser, about)
+    steps = 100 if how.steps is None else how.steps
+    return purifier(replace(how, steps=steps // 2), denoiser, about) if steps > 1 else None
 
 
 def threat(options: ThreatModel) -> Threat:

@@ -83,8 +83,10 @@ def reference(name: str, source: str | None, images: int) -> weights.Card:
         raise UserError(
             f"{name} takes images of shape {about.image}, not {list(found.x.shape[1:])}; choose other data."
         )
-    measured = systems.measure(denoiser, found.x, Key(0).fold("reference").rng(found.ids))
-    known = {systems.PREFIX + name: round(value, 6) for name, value in measured._asdict().items()}
+    known = {}
+    for kind, prefix in systems.NORMS.items():
+        measured = systems.measure(denoiser, kind, found.x, Key(0).fold("reference").rng(found.ids))
+        known |= {prefix + name: round(value, 6) for name, value in measured._asdict().items()}
     return weights.describe(weights.find(name), replace(about, measured=about.measured | known))
 
 

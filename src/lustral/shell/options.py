@@ -36,10 +36,15 @@ class Purification:
     """DiffPure, agdm: the reverse process."""
     steps: int | None = None
     """Number of steps (of a round); default: dt = 0.001, 10 for adp, 5 for adbm."""
+    dt: float | None = None
+    """DiffPure, gdmp, agdm: length of a step in time, in place of their number (steps: null); with SSNI, cleaner images
+    then take fewer."""
     rounds: int | None = None
     """DiffPure, gdmp: how many times in a row; default: 1, and 4 for gdmp."""
     ssni: Literal["logistic", "linear"] | None = None
     """Choose each image's own noise level from its score norm (SSNI-N or SSNI-L); all but adp."""
+    norm: Literal["eps", "single"] = "eps"
+    """SSNI: the mean of the scores at 20 small times (eps), or one score (single)."""
     tau: float | None = None
     """SSNI-N: how many units of score norm the levels are spread over; default: the spread of clean norms."""
     bias: float = 0.0

@@ -17,7 +17,8 @@ from . import weights
 from .options import Purification
 
 TWIN = Key(0, ("fixed noise",))
-PREFIX = "score_norm_"
+NORMS = {"eps": "score_norm_", "single": "single_score_norm_"}
+"""Score norms that SSNI can go by, and what their statistics are called in a denoiser's card."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ def _adp(options: Purification, denoiser: Denoiser) -> Purifier:
 
 
 def _diffpure(options: Purification, denoiser: Denoiser) -> Purifier:
-    rest = {"steps": options.steps, "rounds": _rounds(options, 1), "clamp": options.clamp}
+    rest = {"steps": options.steps, "dt": options.dt, "rounds": _rounds(options, 1), "clamp": options.clamp}
     return diffpure(denoiser, _time(options, 0.1), options.solver, **rest)
 
 
 def _gdmp(options: Purification, denoiser: Denoiser) -> Purifier:
-    rest = {"likeness": options.likeness, "strength": options.strength, "steps": options.steps}
+    rest = {"likeness": options.likeness, "strength": options.strength, "steps": options.steps, "dt": options.dt}
     return gdmp(denoiser, _time(options, 0.036), rounds=_rounds(options, 4), **rest)
 
 
@@ -52,7 +53,7 @@ def _adbm(options: Purification, denoiser: Denoiser) -> Purifier:
 def _agdm(options: Purification, denoiser: Denoiser) -> Purifier:
     guide, _ = weights.load(options.guide, "classifier")
     rest = {"class_weight": options.class_weight, "latent_weight": options.latent_weight}
-    rest |= {"steps": options.steps, "rounds": _rounds(options, 1), "clamp": options.clamp}
+    rest |= {"steps": options.steps, "dt": options.dt, "rounds": _rounds(options, 1), "clamp": options.clamp}
     return agdm(denoiser, guide, _time(options, 0.1), options.solver, **rest)
 
 
@@ -63,7 +64,7 @@ METHODS = {
     "gdmp": Named("rounds of DDPM, each drawn towards the input (Wang et al. 2022)", _gdmp),
     "gnsp": Named(
         "eight rounds of ever more noise; use with a majority of 10 (Lee and Kim 2023)",
-        lambda options, denoiser: gnsp(denoiser),
+        lambda options, denoiser: gnsp(denoiser, steps=options.steps),
     ),
     "adbm": Named("five DDIM steps, for a denoiser of `lustral train adbm` (Li et al. 2025)", _adbm),
     "agdm": Named("DiffPure guided by a robust classifier; a reconstruction, as no code is public (Lin et al.)", _agdm),
@@ -82,7 +83,8 @@ def purifier(options: Purification, denoiser: Denoiser, about: weights.Card | No
     if options.ssni is not None:
         if options.method == "adp":
             raise UserError("SSNI chooses how far to diffuse, and adp does not diffuse; choose another method.")
-        made = ssni(made, reference(about), law=options.ssni, tau=options.tau, bias=options.bias, norm=norm(denoiser))
+        rest = {"tau": options.tau, "bias": options.bias, "norm": norm(denoiser, options.norm)}
+        made = ssni(made, reference(about, options.norm), law=options.ssni, **rest)
     return Pinned(made, TWIN) if options.fixed_noise else made
 
 
@@ -94,9 +96,9 @@ def _rounds(options: Purification, default: int) -> int:
     return default if options.rounds is None else options.rounds
 
 
-def reference(about: weights.Card | None) -> Reference:
+def reference(about: weights.Card | None, kind: str = "eps") -> Reference:
     """The score norms of clean images that a denoiser's card holds."""
-    found = {name: (about.measured if about else {}).get(PREFIX + name) for name in Reference._fields}
+    found = {name: (about.measured if about else {}).get(NORMS[kind] + name) for name in Reference._fields}
     if None in found.values():
         name = about.name if about else "the denoiser"
         raise UserError(
@@ -106,13 +108,16 @@ def reference(about: weights.Card | None) -> Reference:
     return Reference(**found)
 
 
-def norm(denoiser: Denoiser) -> ScoreNorm:
-    """The score norm that SSNI goes by: at the published times, as far as the denoiser knows them."""
-    return ScoreNorm(denoiser, VP(), known_times(published_times(), denoiser, VP()))
+def norm(denoiser: Denoiser, kind: str = "eps") -> ScoreNorm:
+    """A score norm that SSNI goes by: at the published times, as far as the denoiser knows them, or at the last."""
+    times = published_times()
+    if kind == "single":
+        return ScoreNorm(denoiser, VP(), times[-1:], noisy=False)
+    return ScoreNorm(denoiser, VP(), known_times(times, denoiser, VP()))
 
 
 @torch.no_grad()
-def measure(denoiser: Denoiser, x: torch.Tensor, rng: Rng, batch: int = 64) -> Reference:
+def measure(denoiser: Denoiser, kind: str, x: torch.Tensor, rng: Rng, batch: int = 64) -> Reference:
     """The score norms of clean images x."""
-    parts = [norm(denoiser)(x[i : i + batch], rng[i : i + batch]) for i in range(0, len(x), batch)]
+    parts = [norm(denoiser, kind)(x[i : i + batch], rng[i : i + batch]) for i in range(0, len(x), batch)]
     return Reference.of(torch.cat(parts))
