@@ -97,7 +97,7 @@ def squash(x: Tensor) -> Tensor:
     return x - 0.1 * torch.sin(6 * x)
 
 
-# Score norms of ``images`` at these times lie on both sides of its mean.
+# Score norms of ``images`` at the noise of these times of ``VP`` lie on both sides of its mean.
 TIMES = (0.02, 0.03)
 REFERENCE = Reference(mean=10.0, std=5.0, low=2.0, high=16.0, images=5)
 
@@ -105,7 +105,8 @@ REFERENCE = Reference(mean=10.0, std=5.0, low=2.0, high=16.0, images=5)
 def sample_specific(purifier: Purifier, **options) -> Purifier:
     """SSNI around a purifier of these tests."""
     first = purifier.stages[0] if hasattr(purifier, "stages") else purifier
-    return ssni(purifier, REFERENCE, norm=ScoreNorm(first.denoiser, first.schedule, TIMES), **options)
+    times = first.schedule.time(VP().sigma(torch.tensor(TIMES, dtype=torch.float64)))
+    return ssni(purifier, REFERENCE, norm=ScoreNorm(first.denoiser, first.schedule, tuple(times.tolist())), **options)
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ PURIFIERS: dict[str, Callable[[Denoiser], Purifier]] = {
     "ssni": lambda d: sample_specific(diffpure(d, 0.1, "sde", steps=3)),
     "ssni-linear": lambda d: sample_specific(diffpure(d, 0.1, DDIM(dt=0.02)), law="linear", bias=0.01),
     "ssni-gdmp": lambda d: sample_specific(gdmp(d, 0.06, rounds=2, steps=2, strength=30.0)),
-    "ssni-gnsp": lambda d: sample_specific(gnsp(d, (2, 3), DiscreteVP.linear(n=50))),
+    "ssni-gnsp": lambda d: sample_specific(gnsp(d, (6, 8), DiscreteVP.linear(n=50))),
     "function": lambda d: from_function(jitter, steps=3),
     "function-plain": lambda d: from_function(squash, steps=2),
 }

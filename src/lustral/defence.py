@@ -10,7 +10,7 @@ from .core import check
 from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
 from .core.kernel import purify
-from .core.lanes import Lanes
+from .core.lanes import Lanes, gather, in_parts
 from .core.noise import Key, Rng, as_rng
 from .core.purifier import Purifier
 from .core.vote import Single, Vote
@@ -45,7 +45,7 @@ class Defence(nn.Module):
     ):
         """``purifier`` None is an undefended classifier. ``vote`` defaults to a single draw.
 
-        At most ``lanes`` rows (images × draws) are purified at a time, fewer where memory does not suffice.
+        At most ``lanes`` rows (images × draws) are computed at a time, fewer where memory does not suffice.
         """
         super().__init__()
         if not callable(classifier):
@@ -69,7 +69,9 @@ class Defence(nn.Module):
         if self.purifier is not None:
             lanes = Lanes(self.lanes, adjoint or self.adjoint)
             x = purify(self.purifier, x, rng.fold("purify"), adjoint=lanes)
-        return self.classifier(x)
+        if not len(x):
+            return self.classifier(x)
+        return gather(in_parts(lambda part: self.classifier(x[part]), torch.arange(len(x)), self.lanes))
 
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         """Merged logits [b, classes] of one decision per row, each of ``vote.draws`` purifications in one batch."""

@@ -147,6 +147,7 @@ OTHER = {
         "t_star": 0.05,
         "solver": "ode",
         "steps": 4,
+        "dt": 0.02,
         "rounds": 2,
         "clamp": True,
         "sigma": 0.2,
@@ -154,6 +155,7 @@ OTHER = {
         "gate": 5.0,
         "fixed_noise": True,
         "ssni": "logistic",
+        "norm": "single",
         "tau": 3.0,
         "bias": 0.02,
         "likeness": "ssim",
@@ -174,7 +176,8 @@ BASE = {
 }
 # What else must be chosen for an option to mean something.
 ALONG = {name: {"method": "adp"} for name in ("sigma", "published", "gate")}
-ALONG |= {name: {"ssni": "logistic"} for name in ("tau", "bias")}
+ALONG |= {name: {"ssni": "logistic"} for name in ("norm", "tau", "bias")}
+ALONG |= {name: {"steps": None} for name in ("method", "dt")}
 ALONG |= {name: {"method": "gdmp"} for name in ("likeness", "strength")}
 ALONG |= {name: {"method": "agdm", "guide": "digits-cnn"} for name in ("guide", "class_weight", "latent_weight")}
 CASES = [(kind, field.name) for kind in OTHER for field in fields(kind)]

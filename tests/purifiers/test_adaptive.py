@@ -32,10 +32,10 @@ def adp_by_hand(field, y: Tensor, steps: int, tau: float, grid: bool = False) ->
         for k, image in enumerate(shown[-1].split(1)):
             if moving[k]:
                 f = field(image)
-                z = float((f * field(image + 1e-3 * f)).sum() / (f * f).sum())
-                alpha = min(max(0.05 * 1e-3 / (1 - z), 1e-5), 0.1)
-                alphas[k].append(alpha)
-                moving[k] = alpha > tau
+                z = (f * field(image + 1e-3 * f)).sum() / (f * f).sum()
+                alpha = (0.05 * 1e-3 / (1 - z)).clamp(1e-5, 0.1)
+                alphas[k].append(alpha.item())
+                moving[k] = alphas[k][-1] > tau
                 if moving[k]:
                     image = image + alpha * f
             if grid:
@@ -91,6 +91,23 @@ def test_adp_follows_its_equations(denoiser, sigma, published):
         for k, sizes in enumerate(alphas):
             assert float(state.alpha[k]) == pytest.approx(sizes[min(i, len(sizes) - 1)], rel=1e-6)
             assert bool(state.moving[k]) == (sizes[min(i, len(sizes) - 1)] > tau)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_exact_gradient_equals_plain_autograd_on_the_equations(published):
+    """Through the field and the step sizes, some of which are at a bound and some images of which are frozen."""
+    x, field = some().requires_grad_(), UnitField(DENOISERS["mixture"], 0.2)
+    tau = median_step(field, screened(x, 0.15))
+    purifier = adp(DENOISERS["mixture"], 0.15, steps=6, field_sigma=0.2, tau=tau, published=published)
+    shown, alphas = adp_by_hand(field, screened(x, 0.15), 6, tau, grid=published)
+    assert {1e-5, 0.1} < {size for image in alphas for size in image}
+    assert len({len(image) for image in alphas}) > 1
+    upstream = KEY.fold("upstream").rng(len(x)).normal(x)
+    found = purify(purifier, x, KEY)
+    torch.testing.assert_close(found, shown[-1], rtol=0, atol=1e-9)
+    grad, wanted = (torch.autograd.grad(out, x, upstream)[0].flatten(1) for out in (found, shown[-1]))
+    print(wanted, (grad - wanted).abs().max())
+    torch.testing.assert_close(grad, wanted, rtol=1e-9, atol=1e-9)
 
 
 @exact_denoiser

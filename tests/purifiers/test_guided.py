@@ -5,17 +5,17 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor
 
-from components import Smooth, finite_set, images, net_denoiser
+from components import Smooth, finite_set, gaussian_mixture, images, net_denoiser
 from lustral.classifiers.resnet import ResNet
 from lustral.classifiers.small import SmallCNN
 from lustral.classifiers.whitened import WhitenedResNet
 from lustral.classifiers.wide import WideResNet
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify
-from lustral.core.noise import Key
-from lustral.denoisers.base import Clipped
+from lustral.core.noise import Key, Rng
+from lustral.denoisers.base import Clipped, Denoiser
 from lustral.purifiers.compose import repeat
 from lustral.purifiers.diffusion import Diffusion
 from lustral.purifiers.guided import Robust, Towards, closeness, ssim
@@ -95,35 +95,84 @@ def test_the_error_pulls_in_a_straight_line():
     torch.testing.assert_close(clear, -7 * 2 * s * 2 * 2 * scale * (scale * (2 * y - 1) - (2 * x - 1)) / 64)
 
 
-def test_ssim_is_its_formula():
-    """On 11×11 images the middle of the map sees the whole window."""
-    x, y = images(2, (1, 11, 11), torch.float64)[:, None]
-    a, b = x[0, 0], y[0, 0]
-    offsets = torch.arange(-5, 6, dtype=torch.float64)
-    line = torch.exp(-(offsets**2) / 4.5)
-    weight = line[:, None] * line / line.sum() ** 2
-    mean_a, mean_b = (weight * a).sum(), (weight * b).sum()
-    var_a, var_b = (weight * a * a).sum() - mean_a**2, (weight * b * b).sum() - mean_b**2
-    both = (weight * a * b).sum() - mean_a * mean_b
-    middle = (2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)
-    middle = middle / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
-    padded_a, padded_b = (nn.functional.pad(v, [5] * 4) for v in (x, y))
-    whole = ssim(padded_a, padded_b)  # its map's middle is this window
-    assert torch.equal(ssim(x, x), torch.ones(1, dtype=torch.float64))
-    patch = _map(padded_a, padded_b)[0, 0, 10, 10]
-    torch.testing.assert_close(patch, middle)
-    assert whole.shape == (1,)
+def ssim_by_hand(x: Tensor, y: Tensor) -> Tensor:
+    """SSIM [b] from its definition, a pixel at a time: Gaussian windows of 11×11 with spread 1.5 and zeros outside.
+
+    Where images are smaller, windows have the largest odd side that fits.
+    """
+    height, width = x.shape[2:]
+    r = min(11, height - (height % 2 == 0), width - (width % 2 == 0)) // 2
+    line = [math.exp(-(k**2) / (2 * 1.5**2)) for k in range(-r, r + 1)]
+    window = torch.tensor([[a * b for b in line] for a in line], dtype=x.dtype) / sum(line) ** 2
+    values = []
+    for i in range(height):
+        for j in range(width):
+            top, bottom, left, right = max(0, i - r), min(height, i + r + 1), max(0, j - r), min(width, j + r + 1)
+            weight = window[top - i + r : bottom - i + r, left - j + r : right - j + r]
+            a, b = x[:, :, top:bottom, left:right], y[:, :, top:bottom, left:right]
+            mean_a, mean_b = (weight * a).sum((2, 3)), (weight * b).sum((2, 3))
+            var_a, var_b = (weight * a * a).sum((2, 3)) - mean_a**2, (weight * b * b).sum((2, 3)) - mean_b**2
+            both = (weight * a * b).sum((2, 3)) - mean_a * mean_b
+            value = (2 * mean_a * mean_b + 0.01**2) * (2 * both + 0.03**2)
+            values.append(value / ((mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2)))
+    return torch.stack(values).mean(dim=(0, 2))
 
 
-def _map(a, b):
-    """SSIM's map of two images, recovered from the mean by its derivative with respect to nothing but position."""
-    offsets = torch.arange(-5, 6, dtype=a.dtype)
-    line = torch.exp(-(offsets**2) / 4.5)
-    kernel = (line[:, None] * line / line.sum() ** 2)[None, None]
-    mean = lambda v: nn.functional.conv2d(v, kernel, padding=5)  # noqa: E731
-    m, n = mean(a), mean(b)
-    va, vb, both = mean(a * a) - m * m, mean(b * b) - n * n, mean(a * b) - m * n
-    return (2 * m * n + 1e-4) * (2 * both + 9e-4) / ((m * m + n * n + 1e-4) * (va + vb + 9e-4))
+@pytest.mark.parametrize("shape", [(3, 16, 13), (3, 8, 6), (1, 3, 20)], ids=str)
+def test_ssim_is_its_definition(shape):
+    """On colour images that are not square, and on images smaller than the window."""
+    x = 2 * images(3, shape, torch.float64) - 1
+    y = 2 * images(3, shape, torch.float64).flip(0, 3) - 1
+    found = ssim(x, y)
+    torch.testing.assert_close(found, ssim_by_hand(x, y), rtol=0, atol=1e-12)
+    assert (found.abs() < 0.9).all()
+    assert torch.equal(ssim(x, x), torch.ones(3, dtype=torch.float64))
+
+
+def gdmp_by_hand(denoiser: Denoiser, x: Tensor, rng: Rng, kind: str, noised: bool, held: bool = False) -> Tensor:
+    """Two rounds of two steps from ᾱ_60, guided as hard as published, from the equations on [-1, 1] (section 7).
+
+    Guidance ∇ enters the estimate by Tweedie's formula, x̂₀ + (1 − ᾱ)/√ᾱ·∇; ``held``, it is taken as constant.
+    """
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    abar = [1.0, *(1 - betas).cumprod(0).tolist()]
+    v = first = 2 * x - 1
+    # Going over to the second round is step 2 of the whole.
+    for begin, entry in ((0, rng.fold("init")), (3, rng.fold("step", 2))):
+        v = math.sqrt(abar[60]) * v + math.sqrt(1 - abar[60]) * entry.normal(x)
+        for i, t, s in ((begin, 60, 30), (begin + 1, 30, 0)):
+            now, then, place = abar[t], abar[s], rng.fold("step", i)
+            goal = math.sqrt(now) * first + math.sqrt(1 - now) * place.fold("guide").normal(x) if noised else first
+            if kind == "mse":
+                grad = -2 * (v - goal) / x[0].numel()
+            else:
+                (grad,) = torch.autograd.grad(ssim_by_hand(v, goal).sum(), v, create_graph=True)
+            scale = {"mse": 60_000, "ssim": 1000}[kind] * 3 * 255 / (2 * 8) / 100 * math.sqrt((1 - now) / now)
+            sigma = torch.full((len(x),), 0.5 * math.sqrt((1 - now) / now), dtype=x.dtype)
+            clean = (2 * denoiser(0.5 + v / (2 * math.sqrt(now)), sigma) - 1).clamp(-1, 1)
+            clean = clean + (1 - now) / math.sqrt(now) * scale * (grad.detach() if held else grad)
+            beta = 1 - now / then
+            v = math.sqrt(then) * beta / (1 - now) * clean + math.sqrt(1 - beta) * (1 - then) / (1 - now) * v
+            if s > 0:
+                v = v + math.sqrt(beta) * place.normal(x)
+    return (v + 1) / 2
+
+
+@pytest.mark.parametrize("noised", [True, False], ids=["noised", "clear"])
+@pytest.mark.parametrize("kind", ["mse", "ssim"])
+def test_gdmp_and_its_exact_gradient_equal_plain_autograd_on_its_equations(kind, noised):
+    """Through the guide, the input that it compares with, and the derivative of the likeness."""
+    denoiser, x = gaussian_mixture(dtype=torch.float64), images(3, dtype=torch.float64).requires_grad_()
+    upstream = KEY.fold("upstream").rng(3).normal(x)
+    found = purify(gdmp(denoiser, 0.06, rounds=2, steps=2, likeness=kind, noised=noised), x, KEY.rng(3))
+    grad = torch.autograd.grad(found, x, upstream)[0].flatten(1)
+    wanted = gdmp_by_hand(denoiser, x, KEY.rng(3), kind, noised)
+    wanted_grad = torch.autograd.grad(wanted, x, upstream)[0].flatten(1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    torch.testing.assert_close(grad, wanted_grad, rtol=1e-9, atol=1e-9 * float(wanted_grad.abs().max()))
+    assert (torch.cosine_similarity(grad, wanted_grad) > 1 - 1e-9).all()
+    blind = torch.autograd.grad(gdmp_by_hand(denoiser, x, KEY.rng(3), kind, noised, held=True), x, upstream)[0]
+    assert (torch.cosine_similarity(blind.flatten(1), wanted_grad) < 0.999).all()
 
 
 def test_a_robust_network_guides_to_its_verdict_on_the_input():

@@ -1,18 +1,24 @@
 """SSNI: the score norm against its formula, the laws' published values, grids, and what wrapping leaves alone."""
 
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 import torch
+from torch import Tensor
 
-from components import Counted, finite_set, gaussian_mixture, images, net_denoiser
+from components import PURIFIERS, Counted, finite_set, gaussian_mixture, images, net_denoiser
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify
-from lustral.core.noise import Key
-from lustral.denoisers.base import eps_network
+from lustral.core.noise import Key, Rng
+from lustral.denoisers.base import Denoiser, eps_network
 from lustral.purifiers.presets import diffpure, gdmp, gnsp, ssni
-from lustral.purifiers.sample_specific import Linear, Logistic, Reference, Rounded, ScoreNorm, published_times
+from lustral.purifiers.sample_specific import Linear, Logistic, Reference, Rounded, ScoreNorm
 from lustral.samplers import DDIM, DDPM, SDE
 from lustral.schedules import VP, DiscreteVP
 
+TIMES = tuple(i / 1000 for i in range(1, 21))
 KEY = Key(5)
 
 
@@ -21,13 +27,13 @@ def test_the_norm_is_that_of_the_mean_score_on_the_published_scale():
     x, schedule, denoiser = images(4, dtype=torch.float64), VP(), gaussian_mixture(dtype=torch.float64)
     rng, eps = KEY.rng(4), eps_network(denoiser, schedule)
     total = 0
-    for i, t in enumerate(published_times(3)):
+    for i, t in enumerate(TIMES[:3]):
         time = torch.full((4,), t, dtype=torch.float64)
         scale = torch.exp(schedule.log_scale(time))[:, None, None, None]
         spread = torch.sqrt(1 - scale**2)
         total = total - eps(scale * (2 * x - 1) + spread * rng.fold(i).normal(x), time) / spread
     wanted = (total / 3).square().sum(dim=(1, 2, 3)).sqrt()
-    torch.testing.assert_close(ScoreNorm(denoiser, schedule, published_times(3))(x, rng), wanted)
+    torch.testing.assert_close(ScoreNorm(denoiser, schedule, TIMES[:3])(x, rng), wanted)
 
 
 def test_sigmas_of_the_smallest_times_are_the_published_ones():
@@ -49,7 +55,7 @@ def test_a_network_that_returned_the_noise_would_have_the_published_floor():
         def __call__(self, y, sigma):
             return x
 
-    found = ScoreNorm(Perfect(), VP(), published_times())(x, KEY.rng(8))
+    found = ScoreNorm(Perfect(), VP(), TIMES)(x, KEY.rng(8))
     assert found.mean().item() == pytest.approx(441, rel=0.01)
 
 
@@ -62,7 +68,7 @@ def test_the_single_score_variant_sees_no_noise():
 
 def test_times_that_the_denoiser_does_not_know_are_refused():
     with pytest.raises(UserError, match="leave the smallest times out"):
-        ScoreNorm(Limited(), VP(), published_times())
+        ScoreNorm(Limited(), VP(), TIMES)
 
 
 class Limited:
@@ -76,7 +82,7 @@ class Limited:
 
 def test_unknown_times_are_left_out_by_default():
     made = ssni(diffpure(Limited(), 0.1, "ddim", steps=2), Reference(1.0, 1.0, 0.0, 2.0, 2))
-    assert made.measure.times == published_times()[14:]  # sigma(0.015) = 0.0306
+    assert made.measure.times == TIMES[14:]  # sigma(0.015) = 0.0306
 
 
 # ---------------------------------------------------------------------------------------------------------------- laws
@@ -135,7 +141,7 @@ def test_a_repeated_index_is_the_identity_and_costs_nothing():
         diffpure(denoiser, 0.1, rounded, schedule=DiscreteVP.linear()),
         Reference(1e6, 1.0, 0.0, 1.0, 2),
         norm=ScoreNorm(denoiser, DiscreteVP.linear(), (0.02,)),
-        rounded=True,
+        published=True,
     )
     purify(made, images(3), KEY.rng(3))
     assert denoiser.rows == [3, 3]  # the norm, and the one step of the least time
@@ -156,6 +162,98 @@ def test_cleaner_images_take_fewer_steps_where_steps_have_a_length():
     purify(made, x, KEY.rng(5))
     wanted = torch.ceil(law(seen) / 0.01 - 1e-6).sum().item()
     assert sum(denoiser.rows) == wanted < 5 * 10
+
+
+# ---------------------------------------------------------------------------------------------------------- gradients
+
+
+def abar(t: Tensor) -> Tensor:
+    return torch.exp(-0.5 * 19.9 * t**2 - 0.1 * t)
+
+
+def noise_by_hand(denoiser: Denoiser, v: Tensor, t: Tensor) -> Tensor:
+    """ε(x_t, t) of images on [-1, 1]."""
+    a = abar(t)
+    clean = 2 * denoiser(0.5 + v / (2 * a.sqrt()), (0.5 * ((1 - a) / a).sqrt()).expand(len(v))) - 1
+    return (v - a.sqrt() * clean) / (1 - a).sqrt()
+
+
+def ssni_by_hand(denoiser: Denoiser, x: Tensor, rng: Rng, law: Callable, grid: Callable, held: bool = False) -> Tensor:
+    """SSNI over DDPM on [-1, 1] from sections 1 and 3, an image at a time; ``grid`` lists an image's times down to 0.
+
+    ``held`` leaves the gradient through the time out, as the published attack does.
+    """
+    rows = []
+    for k, v in enumerate((2 * x - 1).split(1)):
+        place = rng[k : k + 1]
+        total = 0
+        for i, t in enumerate(torch.tensor([0.02, 0.03], dtype=x.dtype)):
+            z = place.fold("init", "measure", i).normal(v)
+            noisy = abar(t).sqrt() * v + (1 - abar(t)).sqrt() * z
+            total = total - noise_by_hand(denoiser, noisy, t) / (1 - abar(t)).sqrt()
+        time = law((total / 2).square().sum().sqrt())
+        times = grid(time.detach() if held else time)
+        v = abar(times[0]).sqrt() * v + (1 - abar(times[0])).sqrt() * place.fold("init").normal(v)
+        for i, (t, s) in enumerate(pairwise(times)):
+            eps = noise_by_hand(denoiser, v, t)
+            clean = (v - (1 - abar(t)).sqrt() * eps) / abar(t).sqrt()
+            if float(s) == 0:
+                v = clean
+            else:
+                c = ((1 - abar(t) / abar(s)) * (1 - abar(s)) / (1 - abar(t))).sqrt()
+                z = place.fold("step", i).normal(v)
+                v = abar(s).sqrt() * clean + c * z + (1 - abar(s) - c**2).sqrt() * eps
+        rows.append((v + 1) / 2)
+    return torch.cat(rows)
+
+
+def equal_steps(time: Tensor) -> list[Tensor]:
+    return [time * (1 - k / 4) for k in range(5)]
+
+
+def steps_of_a_length(time: Tensor) -> list[Tensor]:
+    """Down by 0.02, the last step being shorter."""
+    times = [time - 0.02 * k for k in range(math.ceil(time.item() / 0.02))]
+    return [*times, torch.zeros_like(time)]
+
+
+LAWS = {
+    "logistic": lambda e: 0.1 * torch.sigmoid((e - 11) / 3),
+    "linear": lambda e: 0.1 * (e - 4) / (20 - 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "grid"),
+    [(DDPM(steps=4), equal_steps), (DDPM(dt=0.02), steps_of_a_length)],
+    ids=["steps", "dt"],
+)
+@pytest.mark.parametrize("law", LAWS)
+def test_ssni_and_its_exact_gradient_equal_plain_autograd_on_its_equations(law, sampler, grid):
+    """Through the score norm, the law, and every time of an image's own grid."""
+    denoiser, x = gaussian_mixture(dtype=torch.float64), images(4, dtype=torch.float64).requires_grad_()
+    norm, reference = ScoreNorm(denoiser, VP(), (0.02, 0.03)), Reference(11.0, 3.0, 4.0, 20.0, 5)
+    made = ssni(diffpure(denoiser, 0.1, sampler), reference, law=law, norm=norm)
+    upstream = KEY.fold("upstream").rng(4).normal(x)
+    found, wanted = purify(made, x, KEY), ssni_by_hand(denoiser, x, KEY.rng(4), LAWS[law], grid)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    blind = ssni_by_hand(denoiser, x, KEY.rng(4), LAWS[law], grid, held=True)
+    grad, wanted, blind = (torch.autograd.grad(out, x, upstream)[0].flatten(1) for out in (found, wanted, blind))
+    print(made.measure(x, KEY.rng(4).fold("init","measure")), (grad-wanted).abs().max(), wanted.abs().max(), torch.cosine_similarity(blind, wanted), made.stages[0].t_star(made.measure(x, KEY.rng(4).fold("init","measure"))))
+    torch.testing.assert_close(grad, wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
+    assert (torch.cosine_similarity(grad, wanted) > 1 - 1e-9).all()
+    assert (torch.cosine_similarity(blind, wanted) < 0.999).all()
+
+
+@pytest.mark.parametrize("name", ["ssni", "ssni-linear", "ssni-gdmp", "ssni-gnsp"])
+def test_the_shared_components_choose_times_that_their_laws_do_not_cut(name):
+    """Nothing flows through a time that is cut, so their gradients would be checked without the law."""
+    shape = (1, 2, 2)
+    made, rng = PURIFIERS[name](gaussian_mixture(shape, torch.float64)), Key(21).rng(2)
+    norms = made.init(images(2, shape, torch.float64), rng.fold("init")).seen
+    for stage in made.stages:
+        dark, bright = stage.t_star(norms).tolist()
+        assert stage.t_star.least < dark < bright < stage.t_max
 
 
 # ------------------------------------------------------------------------------------------------------------ wrapping

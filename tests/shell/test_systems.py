@@ -16,9 +16,10 @@ from lustral.core.kernel import purify
 from lustral.core.noise import Key
 from lustral.purifiers.presets import adbm, gdmp, gnsp, ssni
 from lustral.purifiers.rounds import Rounds
-from lustral.purifiers.sample_specific import Reference
+from lustral.purifiers.sample_specific import Reference, score_norm
 from lustral.shell import systems, weights
 from lustral.shell.options import Method, Purification
+from lustral.shell.systems import Networks
 
 CHEAP = {"gdmp": {"steps": 1, "rounds": 1}, "adbm": {"steps": 1}, "diffpure": {"steps": 1}, "adp": {"steps": 1}}
 
@@ -44,20 +45,23 @@ def test_methods_purify_from_the_command_line(lustral, method):
     options = [f"--purification.{name}={value}" for name, value in given.items()]
     assert lustral("purify", "in.npy", "out.npy", f"--purification.method={method}", *options, "--seed=3") == 0
     denoiser, about = weights.load("digits-unet", "denoiser")
-    made = systems.purifier(Purification(method=method, **given), denoiser, about)
+    made = systems.purifier(Purification(method=method, **given), Networks(denoiser, about))
     assert np.allclose(np.load("out.npy"), purify(made, x, Key(3).rng(2)).clamp(0, 1).numpy(), atol=1e-6)
 
 
 def test_names_mean_the_presets(unet):
     denoiser, about = unet
-    assert systems.purifier(Purification(method="gnsp"), denoiser) == gnsp(denoiser)
-    assert systems.purifier(Purification(method="gdmp"), denoiser) == gdmp(denoiser)
-    assert systems.purifier(Purification(method="adbm", t_star=0.05), denoiser) == adbm(denoiser, 0.05)
-    wanted = ssni(gnsp(denoiser), systems.reference(about), bias=0.02, norm=systems.norm(denoiser))
-    assert systems.purifier(Purification(method="gnsp", ssni="logistic", bias=0.02), denoiser, about) == wanted
-    single = systems.reference(about, "single"), systems.norm(denoiser, "single")
+    assert systems.purifier(Purification(method="gnsp"), Networks(denoiser)) == gnsp(denoiser)
+    assert systems.purifier(Purification(method="gdmp"), Networks(denoiser)) == gdmp(denoiser)
+    assert systems.purifier(Purification(method="adbm", t_star=0.05), Networks(denoiser)) == adbm(denoiser, 0.05)
+    wanted = ssni(gnsp(denoiser), systems.reference(about), bias=0.02, norm=score_norm(denoiser))
+    assert (
+        systems.purifier(Purification(method="gnsp", ssni="logistic", bias=0.02), Networks(denoiser, about)) == wanted
+    )
+    single = systems.reference(about, "single"), score_norm(denoiser, "single")
     wanted = ssni(gdmp(denoiser, dt=0.01), single[0], law="linear", norm=single[1])
-    assert systems.purifier(Purification("gdmp", dt=0.01, ssni="linear", norm="single"), denoiser, about) == wanted
+    given = Networks(denoiser, about)
+    assert systems.purifier(Purification("gdmp", dt=0.01, ssni="linear", norm="single"), given) == wanted
 
 
 def test_a_cleaner_image_takes_fewer_steps_of_a_given_length(unet):
@@ -65,7 +69,8 @@ def test_a_cleaner_image_takes_fewer_steps_of_a_given_length(unet):
     signs = Key(1).rng(3).uniform(digits(3).x).sub(0.5).sign()
     x = torch.cat([digits(3).x, (digits(3).x + 0.19 * signs).clamp(0, 1)])
     counted = Counted(unet[0])
-    made = systems.purifier(Purification(solver="ddpm", dt=0.01, ssni="logistic", norm="single"), counted, unet[1])
+    how = Purification(solver="ddpm", dt=0.01, ssni="logistic", norm="single")
+    made = systems.purifier(how, Networks(counted, unet[1]))
     assert made.measure(x[3:], Key(0).rng(3)).mean() > made.measure(x[:3], Key(0).rng(3)).mean()
     counted.rows.clear()
     purify(made, x[:3], Key(0).rng(3))
@@ -77,15 +82,15 @@ def test_a_cleaner_image_takes_fewer_steps_of_a_given_length(unet):
 @pytest.mark.parametrize("solver", ["one-shot", "langevin"])
 def test_solvers_without_a_number_of_steps_say_so(unet, solver):
     with pytest.raises(UserError, match="no steps to choose; leave steps out"):
-        systems.purifier(Purification(solver=solver, steps=10), *unet)
-    systems.purifier(Purification(solver=solver), *unet)
+        systems.purifier(Purification(solver=solver, steps=10), Networks(*unet))
+    systems.purifier(Purification(solver=solver), Networks(*unet))
 
 
 def test_a_robust_classifier_guides(unet):
     x, rng = digits(3).x, Key(1).rng(3)
 
     def clean(**how):
-        return purify(systems.purifier(Purification(steps=3, solver="ddim", **how), unet[0]), x, rng)
+        return purify(systems.purifier(Purification(steps=3, solver="ddim", **how), Networks(unet[0])), x, rng)
 
     guided = {"method": "agdm", "guide": "digits-cnn"}
     assert not torch.allclose(clean(**guided), clean(), atol=1e-4)
@@ -101,23 +106,23 @@ def test_the_reference_is_measured_into_the_card_and_ssni_reads_it(lustral):
     Path("mine.json").write_text(json.dumps(card))
     denoiser, about = weights.load("mine.safetensors", "denoiser")
     with pytest.raises(UserError, match="run `lustral reference`"):
-        systems.purifier(Purification(ssni="linear"), denoiser, about)
+        systems.purifier(Purification(ssni="linear"), Networks(denoiser, about))
     assert lustral("reference", "mine.safetensors", "--images=40") == 0
     _, about = weights.load("mine.safetensors", "denoiser")
     found = systems.reference(about)
     assert about.measured["test_rmse_at_0.1"] == 1.0
     assert found.images == 40
     train = library.data("digits", "train")[:40]
-    norms = systems.norm(denoiser)(train.x, Key(0).fold("reference").rng(train.ids))
+    norms = score_norm(denoiser)(train.x, Key(0).fold("reference").rng(train.ids))
     assert found == pytest.approx(Reference.of(norms), rel=1e-4)
-    made = systems.purifier(Purification(ssni="linear"), denoiser, about)
+    made = systems.purifier(Purification(ssni="linear"), Networks(denoiser, about))
     assert isinstance(made, Rounds)
     assert (made.stages[0].t_star.low, made.stages[0].t_star.high) == (found.low, found.high)
 
 
 def test_what_ssni_cannot_wrap_is_refused(unet):
     with pytest.raises(UserError, match="adp does not diffuse"):
-        systems.purifier(Purification(method="adp", ssni="logistic"), *unet)
+        systems.purifier(Purification(method="adp", ssni="logistic"), Networks(*unet))
 
 
 def test_a_reference_of_other_images_is_refused(lustral, capsys):

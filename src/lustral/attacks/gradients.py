@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.adjoint import Adjoint, Checkpointed, Identity, Skip, Surrogate
 from ..core.errors import UserError
+from ..core.lanes import in_parts
 from ..core.noise import Key, Mixed, Rng
 from ..core.purifier import Purifier
 from .losses import Loss, truth
@@ -106,8 +107,17 @@ class Gradient:
     def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
         """Gradient [b, c, h, w] of the mean loss over draws, from the same forward pass as the loss and the success.
 
-        Zero where the victim cuts the graph, which the findings of an evaluation report.
+        Zero where the victim cuts the graph, which the findings of an evaluation report. Where memory does not suffice
+        for all images they are taken in halves.
         """
+
+        def job(part: Tensor) -> Look:
+            return self._look(victim, x[part], y[part], loss, rng[part])
+
+        looks = in_parts(job, torch.arange(len(x)), len(x))
+        return Look(*(torch.cat(found) for found in zip(*(look for _, look in looks), strict=True)))
+
+    def _look(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
             losses, wrong = observe(victim, leaf, y, loss, rng, self.eot, self.adjoint)

@@ -12,10 +12,10 @@ from ..purifiers.rounds import Rounds, Statistic
 from .deviated import also
 
 
-def statistic(purifier: Purifier) -> Statistic:
+def statistic(purifier: Purifier | None) -> Statistic:
     """The purifier's statistic."""
     if not isinstance(purifier, Rounds) or purifier.measure is None:
-        raise UserError("This attack is on noise levels that depend on the image; wrap the purifier in SSNI.")
+        raise UserError("This attack is on fresh noise of levels that depend on the image; wrap the purifier in SSNI.")
     return purifier.measure
 
 

@@ -5,14 +5,25 @@ changes nothing but rounding.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .adjoint import Adjoint, Checkpointed, Direct
+from .errors import UserError
 from .noise import Rng
 from .purifier import Purifier
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A purifier that knows, once begun, how many network calls each sample will take (None: all the same)."""
+
+    def effort(self, state: Any) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -28,16 +39,22 @@ class Lanes:
     width: int = 64
     inner: Adjoint = Checkpointed()
 
-    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
-        rows = torch.arange(len(x))
-        plain = isinstance(self.inner, Direct | Checkpointed) and not (torch.is_grad_enabled() and x.requires_grad)
-        if plain and len(x) > 1 and hasattr(purifier, "effort"):
-            return self._sorted(purifier, x, rng)
-        return _gather(self._in_parts(lambda part: self.inner(purifier, x[part], rng[part]), rows))
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise UserError(f"There must be at least 1 lane, not {self.width}.")
 
-    def _sorted(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
+    def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
+        plain = isinstance(self.inner, Direct | Checkpointed) and not (torch.is_grad_enabled() and x.requires_grad)
+        if plain and len(x) > 1 and isinstance(purifier, Foreseeing):
+            return self._sorted(purifier, x, rng)
+        inner, parts = self.inner, -(-len(x) // self.width)
+        if isinstance(inner, Checkpointed) and parts > 1:
+            inner = replace(inner, budget=inner.budget // parts)  # the parts' graphs live together
+        return gather(in_parts(lambda part: inner(purifier, x[part], rng[part]), torch.arange(len(x)), self.width))
+
+    def _sorted(self, purifier: Foreseeing, x: Tensor, rng: Rng) -> Tensor:
         rows = torch.arange(len(x))
-        begun = self._in_parts(lambda part: purifier.init(x[part], rng[part].fold("init")), rows)
+        begun = in_parts(lambda part: purifier.init(x[part], rng[part].fold("init")), rows, self.width)
         state = _joined([state for _, state in begun], torch.cat([part for part, _ in begun]).argsort())
         effort = purifier.effort(state)
         order = rows if effort is None else effort.cpu().argsort(descending=True, stable=True)
@@ -48,21 +65,22 @@ class Lanes:
                 own = purifier.step(i, own, rng[part].fold("step", i))
             return purifier.readout(own)
 
-        return _gather(self._in_parts(finish, order))
+        return gather(in_parts(finish, order, self.width))
 
-    def _in_parts(self, job: Callable, rows: Tensor) -> list[tuple[Tensor, object]]:
-        """(rows, result) of a job for parts of the rows, each as wide as memory allows."""
-        done, width, start = [], max(1, self.width), 0
-        while start < len(rows):
-            part = rows[start : start + width]
-            try:
-                done.append((part, job(part)))
-                start += len(part)
-            except RuntimeError as e:
-                if len(part) == 1 or not _is_memory(e):
-                    raise
-                width = (len(part) + 1) // 2
-        return done
+
+def in_parts(job: Callable[[Tensor], T], rows: Tensor, width: int) -> list[tuple[Tensor, T]]:
+    """(rows, result) of a job for parts of the rows, each as wide as ``width`` and memory allow."""
+    done, start = [], 0
+    while start < len(rows):
+        part = rows[start : start + width]
+        try:
+            done.append((part, job(part)))
+            start += len(part)
+        except RuntimeError as e:
+            if len(part) == 1 or not _is_memory(e):
+                raise
+            width = (len(part) + 1) // 2
+    return done
 
 
 def _is_memory(error: RuntimeError) -> bool:
@@ -70,7 +88,7 @@ def _is_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _gather(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+def gather(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Results of parts in the order of their rows."""
     order = torch.cat([rows for rows, _ in parts])
     return torch.cat([result for _, result in parts])[order.argsort()]

@@ -57,7 +57,8 @@ class Diffusion:
 
     ``t_star`` is a time of the schedule, or a function from images to times [b] up to ``t_max`` (a noise level for each
     sample, as in SSNI), through which gradients flow. With ``clamp`` the output is cut to [0, 1]; DiffPure does not.
-    ``guidance`` is added to the score: D + sigma²·∇ takes D's place, for every sampler alike.
+    ``guidance`` is added to the score: D + sigma²·∇ takes D's place, for every sampler alike. With ``cut`` a step goes
+    to the estimate cut to [0, 1], its direction being that of the uncut one (diffusers' DDIM; ``Clipped`` cuts both).
     """
 
     denoiser: Denoiser = field(metadata={"role": "weights"})
@@ -67,6 +68,7 @@ class Diffusion:
     t_max: float | None = None
     clamp: bool = False
     guidance: Guidance | None = None
+    cut: bool = False
 
     def __post_init__(self) -> None:
         top = self.t_max if callable(self.t_star) else self.t_star
@@ -146,6 +148,8 @@ class Diffusion:
         if self.guidance is not None:
             d = d + column(sigma, y) ** 2 * self.guidance(y, sigma, state.guide, rng.fold("guide"))
         out = row.a * y + row.b * d
+        if self.cut:
+            out = out + d.clamp(0, 1) - d
         if _any(row.c):
             out = out + row.c * rng.normal(y)
         if register is not None:

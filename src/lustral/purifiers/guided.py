@@ -6,7 +6,7 @@ never over the batch, so neighbours change nothing.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -84,6 +84,24 @@ class Representing(Protocol):
     def head(self, features: Tensor) -> Tensor: ...
 
 
+class Parts(NamedTuple):
+    """The two parts as functions, each of which may be wrapped."""
+
+    features: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A classifier's ``features`` or ``head``, as a function that knows whose it is."""
+
+    network: Representing = field(metadata={"role": "weights"})
+    name: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return getattr(self.network, self.name)(x)
+
+
 @dataclass(frozen=True)
 class Robust:
     """Guidance by a robust classifier (after AGDM, Lin et al. 2024; a reconstruction: no code or scales are public).
@@ -92,7 +110,7 @@ class Robust:
     representation, and both are asked about the noisy image y itself.
     """
 
-    classifier: Representing = field(metadata={"role": "weights"})
+    classifier: Representing | Parts = field(metadata={"role": "weights"})
     class_weight: float = 1.0
     latent_weight: float = 1.0
 

@@ -10,9 +10,9 @@ from ..schedules import VP, DiscreteVP, Schedule
 from .adaptive import Adaptive, AdaptivePublished, Field, UnitField
 from .compose import Chain, FieldNorm, chain, repeat, when
 from .diffusion import Diffusion, Guidance, TStar
-from .guided import Representing, Robust, Towards, closeness, ssim
+from .guided import Parts, Representing, Robust, Towards, closeness, ssim
 from .rounds import Rounds
-from .sample_specific import Linear, Logistic, Reference, Rounded, ScoreNorm, known_times, published_times
+from .sample_specific import Linear, Logistic, Reference, Rounded, ScoreNorm, score_norm
 
 
 def diffpure(
@@ -136,14 +136,15 @@ LIKENESSES = {"mse": (closeness, 60_000.0), "ssim": (ssim, 1000.0)}
 def adbm(denoiser: Denoiser, t_star: float = 0.1, *, steps: int = 5, schedule: Schedule | None = None) -> Diffusion:
     """ADBM's inference (Li et al., ICLR 2025): DDIM in 5 steps, estimates and output cut to [0, 1].
 
-    The bridge is in the network's weights (``lustral train adbm``).
+    The bridge is in the network's weights (``lustral train adbm``). As in the released code the estimate is cut and the
+    direction of a step is not; unlike it, the image is diffused with the schedule that is then reversed.
     """
-    return Diffusion(Clipped(denoiser), schedule or VP(), DDIM(steps=steps), t_star, clamp=True)
+    return Diffusion(denoiser, schedule or VP(), DDIM(steps=steps), t_star, clamp=True, cut=True)
 
 
 def agdm(
     denoiser: Denoiser,
-    guide: Representing,
+    guide: Representing | Parts,
     t_star: float = 0.1,
     solver: str | Sampler = "ddpm",
     *,
@@ -175,25 +176,28 @@ def ssni(
     tau: float | None = None,
     bias: float = 0.0,
     norm: ScoreNorm | None = None,
-    rounded: bool = False,
+    published: bool = False,
 ) -> Rounds:
     """SSNI (Sun et al., ICML 2025) around DiffPure, GDMP or GNSP: times chosen from the input's score norm.
 
     ``law`` is ``logistic`` (SSNI-N, whose ``tau`` is the spread of clean norms if not given) or ``linear`` (SSNI-L).
-    ``bias`` is in units of time and raises the largest time. ``rounded`` takes whole steps of the schedule, as
-    published. With a sampler of so many ``steps`` every sample takes all of them (the published grid has the same
-    number for all); with one of steps of ``dt`` a cleaner sample takes fewer.
+    ``bias`` is in units of time and raises the largest time. ``norm`` is what the reference was measured with, by
+    default ``score_norm``. With a sampler of so many ``steps`` every sample takes all of them; with one of steps of
+    ``dt`` a cleaner sample takes fewer. ``published`` rounds times, and those of DDPM's and DDIM's ``steps``, to whole
+    steps of the schedule, where a cleaner sample repeats some.
     """
     stages = purifier.stages if isinstance(purifier, Chain) else (purifier,)
     if not all(isinstance(stage, Diffusion) and not callable(stage.t_star) for stage in stages):
         raise UserError("SSNI wraps diffusion purifiers with a constant t_star, or a chain of them.")
     first = stages[0]
     if norm is None:
-        denoiser = first.denoiser.inner if isinstance(first.denoiser, Clipped) else first.denoiser
-        norm = ScoreNorm(denoiser, first.schedule, known_times(published_times(), denoiser, first.schedule))
+        norm = score_norm(first.denoiser.inner if isinstance(first.denoiser, Clipped) else first.denoiser)
     made = []
     for stage in stages:
-        t_star = stage.t_star - stage.schedule.dt if rounded else stage.t_star
+        if not 0 <= bias <= stage.schedule.t_max - stage.t_star:
+            room = f"[0, {stage.schedule.t_max - stage.t_star:g}]"
+            raise UserError(f"bias is added to t_star={stage.t_star:g} and must lie in {room}, not {bias:g}.")
+        t_star = stage.t_star - stage.schedule.dt if published else stage.t_star
         least = stage.schedule.dt
         if law == "logistic":
             time = Logistic(t_star, reference.mean, reference.std if tau is None else tau, bias, least)
@@ -201,5 +205,9 @@ def ssni(
             time = Linear(t_star, reference.low, reference.high, bias, least)
         else:
             raise unknown("law", law, ("logistic", "linear"))
-        made.append(replace(stage, t_star=Rounded(time, least) if rounded else time, t_max=time.t_max))
+        if published:
+            time = Rounded(time, least)
+            if isinstance(stage.sampler, DDPM | DDIM) and stage.sampler.steps is not None:
+                stage = replace(stage, sampler=replace(stage.sampler, whole=True))
+        made.append(replace(stage, t_star=time, t_max=time.t_max))
     return Rounds(tuple(made), norm)

@@ -5,7 +5,6 @@ with constants taken from clean images (``Reference``). Times are real numbers a
 exact gradient sees through the norm, the law and the time grid; the published attack sees through none of them.
 """
 
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core.errors import UserError
+from ..core.errors import UserError, unknown
 from ..core.noise import Rng, replaying
 from ..denoisers.base import Denoiser, column, noise
-from ..schedules import Schedule
+from ..schedules import VP, Schedule
 
 
 @dataclass(frozen=True)
@@ -146,18 +145,24 @@ class Rounded:
 
     @property
     def t_max(self) -> float:
-        return self.law.t_max
+        return max(self.dt, round(self.law.t_max / self.dt) * self.dt)
 
     def __call__(self, norm: Tensor) -> Tensor:
-        return ((self.law(norm) / self.dt).round() * self.dt).clamp_min(self.dt)
+        return ((self.law(norm) / self.dt).round() * self.dt).clamp(self.dt, self.t_max)
 
 
-def published_times(count: int = 20, dt: float = 1e-3) -> tuple[float, ...]:
-    """dt, 2·dt, …: EPS's times."""
-    return tuple(dt * (i + 1) for i in range(count))
+NORMS = ("eps", "single")
 
 
-def known_times(times: Iterable[float], denoiser: Denoiser, schedule: Schedule) -> tuple[float, ...]:
-    """Those of ``times`` whose noise the denoiser knows."""
-    least = float(schedule.time(torch.tensor(denoiser.sigma_min, dtype=torch.float64)))
-    return tuple(t for t in times if t >= least * (1 - 1e-6))
+def score_norm(denoiser: Denoiser, kind: str = "eps") -> ScoreNorm:
+    """The score norm that references are measured with, on the VP process.
+
+    ``eps`` takes the times 1/1000 … 20/1000 that the denoiser knows; ``single`` one score, at 20/1000, without noise.
+    """
+    if kind not in NORMS:
+        raise unknown("norm", kind, NORMS)
+    process, times = VP(), tuple(i / 1000 for i in range(1, 21))
+    if kind == "single":
+        return ScoreNorm(denoiser, process, times[-1:], noisy=False)
+    least = float(process.time(torch.tensor(denoiser.sigma_min, dtype=torch.float64)))
+    return ScoreNorm(denoiser, process, tuple(t for t in times if t >= least * (1 - 1e-6)))

@@ -1,8 +1,10 @@
 """From options to objects: defences, attacks, stages."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..attacks.losses import LOSSES
 from ..attacks.search import Attack
@@ -16,7 +18,7 @@ from ..evaluate.protocol import Stage, System
 from . import weights
 from .options import Classification, Purification, Resources, Search, ThreatModel
 from .stages import ATTACKS, PURIFIED, Making
-from .systems import purifier
+from .systems import Networks, purifier
 
 STAGES = tuple(ATTACKS)
 VOTES = {"mean-softmax": votes.MeanSoftmax, "mean-logits": votes.MeanLogits, "majority": votes.Majority}
@@ -46,20 +48,24 @@ def system(name: str, how: Purification, judge: Classification, micro_batch: int
                 f"{judge.classifier} takes {about.image[0]}-channel images, {how.denoiser} {other.image[0]}; "
                 "choose a pair for the same images."
             )
-        watched = meter.watch(fix(denoiser))
-        clean, cheaper = purifier(how, watched, other), surrogate(how, watched, other)
+
+        def wrap(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            return meter.watch(fix(net))
+
+        given = Networks(wrap(denoiser), other, wrap)
+        clean, cheaper = purifier(how, given), surrogate(how, given)
     defence = Defence(fix(classifier) if clean is not None else meter.watch(fix(classifier)), clean, vote(judge))
     return System(name, defence, meter, random=clean is not None and not how.fixed_noise, surrogate=cheaper)
 
 
-def surrogate(how: Purification, denoiser, about: weights.Card) -> Purifier | None:
+def surrogate(how: Purification, given: Networks) -> Purifier | None:
     """The same purifier with half the steps, where it is one with steps to halve."""
-    if how.method not in ("diffpure", "agdm") or how.solver in ("one-shot", "langevin") or how.fixed_noise:
+    if how.method in ("none", "adp") or how.solver in ("one-shot", "langevin") or how.fixed_noise:
         return None
     if how.dt is not None:
-        return purifier(replace(how, dt=2 * how.dt), denoiser, about)
-    steps = 100 if how.steps is None else how.steps
-    return purifier(replace(how, steps=steps // 2), denoiser, about) if steps > 1 else None
+        return purifier(replace(how, dt=2 * how.dt), given)
+    steps = {"diffpure": 10, "agdm": 10, "gdmp": 36, "adbm": 5}.get(how.method, 1) if how.steps is None else how.steps
+    return purifier(replace(how, steps=steps // 2), given) if steps > 1 else None
 
 
 def threat(options: ThreatModel) -> Threat:

@@ -52,12 +52,14 @@ def purify(
         raise UserError(f"batch must be at least 1, not {batch}.")
     if how.method == "none":
         raise UserError("Method none leaves images as they are; choose another method.")
+    shown = shown or Shown()
+    if shown.images < 1:
+        raise UserError(f"A film strip shows at least 1 image, not {shown.images}.")
     denoiser, about = weights.load(how.denoiser, "denoiser")
-    purifier = systems.purifier(how, denoiser, about)
+    purifier = systems.purifier(how, systems.Networks(denoiser, about))
     jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
-    shown = shown or Shown()
-    judge = None if shown.classifier is None else weights.load(shown.classifier, "classifier")[0]
+    judge = None if shown.classifier is None else _judge(shown.classifier, about)
     first = 0
     with progress() as bar, torch.no_grad():
         task = bar.add_task("purifying", total=len(jobs))
@@ -66,6 +68,8 @@ def purify(
             _fits(found.x, about, path)
             ids = torch.arange(first, first + len(found.x))
             clean = kernel.purify(purifier, found.x, key.rng(ids), adjoint=Lanes(batch)) if len(ids) else found.x
+            if not bool(clean.isfinite().all()):
+                raise UserError(f"Purifying {path} overflowed; choose weaker guidance or smaller steps.")
             pictures.write(found, clean, out)
             if shown.strip is not None and not first:
                 few = found.x[: shown.images]
@@ -78,16 +82,26 @@ def purify(
 def reference(name: str, source: str | None, images: int) -> weights.Card:
     """Measures the score norms of clean training images and writes them into a denoiser's card."""
     denoiser, about = weights.load(name, "denoiser")
+    if images < 2:
+        raise UserError(f"A reference needs at least 2 images, not {images}.")
     found = datasets.load(source or about.data, "train")[:images]
     if list(found.x.shape[1:]) != about.image:
         raise UserError(
             f"{name} takes images of shape {about.image}, not {list(found.x.shape[1:])}; choose other data."
         )
     known = {}
-    for kind, prefix in systems.NORMS.items():
+    for kind, prefix in systems.PREFIXES.items():
         measured = systems.measure(denoiser, kind, found.x, Key(0).fold("reference").rng(found.ids))
         known |= {prefix + name: round(value, 6) for name, value in measured._asdict().items()}
     return weights.describe(weights.find(name), replace(about, measured=about.measured | known))
+
+
+def _judge(name: str, other: weights.Card) -> torch.nn.Module:
+    """A classifier for images like a denoiser's."""
+    classifier, about = weights.load(name, "classifier")
+    if about.image != other.image:
+        raise UserError(f"{name} takes images of shape {about.image}, {other.name} {other.image}; choose a pair.")
+    return classifier
 
 
 def _fits(x: torch.Tensor, about: weights.Card, path: Path) -> None:

@@ -35,10 +35,10 @@ class Purification:
     solver: Solver = "sde"
     """DiffPure, agdm: the reverse process."""
     steps: int | None = None
-    """Number of steps (of a round); default: dt = 0.001, 10 for adp, 5 for adbm."""
+    """Number of steps (of a round); default: 10 for diffpure, agdm and adp, the published number for others."""
     dt: float | None = None
-    """DiffPure, gdmp, agdm: length of a step in time, in place of their number (steps: null); with SSNI, cleaner images
-    then take fewer."""
+    """DiffPure, gdmp, agdm: length of a step in time, in place of their number (published: 0.001); with SSNI, cleaner
+    images then take fewer."""
     rounds: int | None = None
     """DiffPure, gdmp: how many times in a row; default: 1, and 4 for gdmp."""
     ssni: Literal["logistic", "linear"] | None = None
@@ -64,7 +64,7 @@ class Purification:
     sigma: float = 0.25
     """ADP: standard deviation of the screening noise, for images in [0, 1]."""
     published: bool = False
-    """ADP: stretch contrast at every step as the released code does (the equations do not)."""
+    """As the released code does and the equations do not. ADP: stretch contrast at every step. SSNI: round times."""
     gate: float | None = None
     """ADP: score norm up to which an image counts as clean and gets a fifth of the noise."""
     fixed_noise: bool = False
@@ -139,7 +139,7 @@ class Resources:
 class Entry:
     """One system of an evaluation of several."""
 
-    purification: Purification = Purification(steps=10)
+    purification: Purification = Purification()
     """How images are purified."""
     classification: Classification = Classification()
     """How they are classified."""

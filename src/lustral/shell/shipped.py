@@ -23,6 +23,6 @@ def denoiser(name: str) -> nn.Module:
     return weights.load(name, "denoiser")[0]
 
 
-def reference(name: str) -> Reference:
-    """The score norms of clean images that a denoiser's card holds, for ``ssni``."""
-    return systems.reference(weights.load(name, "denoiser")[1])
+def reference(name: str, norm: str = "eps") -> Reference:
+    """The score norms of clean images that a denoiser's card holds, for ``ssni``: ``eps`` or ``single``."""
+    return systems.reference(weights.load(name, "denoiser")[1], norm)

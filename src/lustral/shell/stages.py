@@ -7,7 +7,7 @@ from ..attacks.apgd import APGD
 from ..attacks.deviated import Deviated
 from ..attacks.estimators import SPSA, Displacement, Joint, LowPass, SignVoted
 from ..attacks.gradients import Estimator, Gradient, Selection, blind, bpda, exact, surrogate
-from ..attacks.levels import HeldLevel, LoweredNorm
+from ..attacks.levels import HeldLevel, LoweredNorm, statistic
 from ..attacks.losses import LOSSES
 from ..attacks.pgd import PGD, RandomSign
 from ..attacks.search import Attack, Restarts
@@ -68,9 +68,14 @@ def _score(m: Making) -> Attack:
     return m.pgd(Joint(bpda(m.eot), lambda x, rng: purifier.field(x)), m.select)
 
 
+def _levels(m: Making, adjoint: type[HeldLevel] | type[LoweredNorm]) -> Attack:
+    statistic(m.system.defence.purifier)  # which says at once if there is none
+    return m.pgd(Gradient(adjoint(adjoint=Checkpointed(m.budget)), m.eot), m.select)
+
+
 def _surrogate(m: Making) -> Attack:
     if m.system.surrogate is None:
-        raise UserError("Stage 'surrogate' halves the steps of DiffPure; this method has none to halve.")
+        raise UserError("Stage 'surrogate' halves the steps of a diffusion; this purifier has none to halve.")
     return m.pgd(surrogate(m.system.surrogate, m.eot), m.select)
 
 
@@ -89,8 +94,8 @@ ATTACKS: dict[str, Callable[[Making], Attack | None]] = {
     "joint full": lambda m: m.pgd(Joint(bpda(m.eot), Displacement(m.system.defence.purifier, m.eot)), m.select),
     "low-frequency": lambda m: m.pgd(LowPass(m.exact()), m.select),
     "deviated": lambda m: m.pgd(Gradient(Deviated(1.0, Checkpointed(m.budget)), m.eot), m.select),
-    "held level": lambda m: m.pgd(Gradient(HeldLevel(Checkpointed(m.budget)), m.eot), m.select),
-    "lowered norm": lambda m: m.pgd(Gradient(LoweredNorm(0.1, Checkpointed(m.budget)), m.eot), m.select),
+    "held level": lambda m: _levels(m, HeldLevel),
+    "lowered norm": lambda m: _levels(m, LoweredNorm),
     "surrogate": _surrogate,
     "square": lambda m: Square(m.threat, 50 * m.search.steps, m.loss, m.select or Selection()),
     "apgd": lambda m: m.restarted(APGD(m.threat, m.exact(), m.loss, m.search.steps, select=m.select)),

@@ -11,7 +11,7 @@ from ..core.noise import Rng
 from ..core.purifier import Purifier
 from ..defence import Classifier
 from ..purifiers.adaptive import AdaptiveState
-from ..purifiers.compose import ChainState
+from ..purifiers.compose import ChainState, Pinned
 from ..purifiers.diffusion import Diffusion, TableState
 from ..purifiers.rounds import RoundsState
 from .files import replacing
@@ -47,6 +47,8 @@ def film(purifier: Purifier, x: Tensor, rng: Rng, classifier: Classifier | None 
 
 def facts(purifier: Purifier, state: Any, n: int) -> list[str]:
     """What a state says of each of n samples: its noise level, score norm or step size."""
+    if isinstance(purifier, Pinned):
+        return facts(purifier.inner, state, n)
     if isinstance(state, RoundsState):
         inner = facts(purifier.stages[state.stage], state.inner, n)
         norms = [""] * n if state.seen is None else [f"|s| {value:.0f} " for value in state.seen.tolist()]

@@ -1,104 +1,160 @@
 """Purification systems by name: what each is, in a line, and how options make it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..core.errors import UserError, unknown
 from ..core.noise import Key, Rng
 from ..core.purifier import Purifier
 from ..denoisers.base import Denoiser
 from ..purifiers.compose import Pinned
+from ..purifiers.guided import Part, Parts
 from ..purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp, ssni
-from ..purifiers.sample_specific import Reference, ScoreNorm, known_times, published_times
-from ..schedules import VP
+from ..purifiers.sample_specific import NORMS, Reference, score_norm
 from . import weights
 from .options import Purification
 
 TWIN = Key(0, ("fixed noise",))
-NORMS = {"eps": "score_norm_", "single": "single_score_norm_"}
-"""Score norms that SSNI can go by, and what their statistics are called in a denoiser's card."""
+PREFIXES = dict(zip(NORMS, ("score_norm_", "single_score_norm_"), strict=True))
+"""What the statistics of each score norm are called in a denoiser's card."""
+
+
+def _bare(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return fn
+
+
+class Networks(NamedTuple):
+    """What a system is made around: a denoiser, its card, and what any other network is wrapped in."""
+
+    denoiser: Denoiser
+    about: weights.Card | None = None
+    wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = _bare
 
 
 @dataclass(frozen=True)
 class Named:
-    """A system: one line about it, and how it is made (None: images stay as they are)."""
+    """A system: one line about it, how it is made (None: images stay as they are), and the options that it knows."""
 
     about: str
-    make: Callable[[Purification, Denoiser], Purifier] | None = None
+    make: Callable[[Purification, Networks], Purifier] | None = None
+    knows: tuple[str, ...] = ()
 
 
-def _adp(options: Purification, denoiser: Denoiser) -> Purifier:
-    rest = {"steps": 10 if options.steps is None else options.steps, "published": options.published}
+def _or(value, default):
+    return default if value is None else value
+
+
+def _grid(options: Purification) -> dict:
+    """Ten steps where nothing is said, for solvers whose steps can be counted."""
+    few = 10 if options.dt is None and options.solver not in ("one-shot", "langevin") else None
+    return {"steps": _or(options.steps, few), "dt": options.dt}
+
+
+def _adp(options: Purification, given: Networks) -> Purifier:
+    rest = {"steps": _or(options.steps, 10), "published": options.published}
     if options.gate is not None:
-        return adp_gated(denoiser, options.sigma, threshold=options.gate, **rest)
-    return adp(denoiser, options.sigma, **rest)
+        return adp_gated(given.denoiser, options.sigma, threshold=options.gate, **rest)
+    return adp(given.denoiser, options.sigma, **rest)
 
 
-def _diffpure(options: Purification, denoiser: Denoiser) -> Purifier:
-    rest = {"steps": options.steps, "dt": options.dt, "rounds": _rounds(options, 1), "clamp": options.clamp}
-    return diffpure(denoiser, _time(options, 0.1), options.solver, **rest)
+def _diffpure(options: Purification, given: Networks) -> Purifier:
+    rest = {"rounds": _or(options.rounds, 1), "clamp": options.clamp, **_grid(options)}
+    return diffpure(given.denoiser, _or(options.t_star, 0.1), options.solver, **rest)
 
 
-def _gdmp(options: Purification, denoiser: Denoiser) -> Purifier:
+def _gdmp(options: Purification, given: Networks) -> Purifier:
     rest = {"likeness": options.likeness, "strength": options.strength, "steps": options.steps, "dt": options.dt}
-    return gdmp(denoiser, _time(options, 0.036), rounds=_rounds(options, 4), **rest)
+    return gdmp(given.denoiser, _or(options.t_star, 0.036), rounds=_or(options.rounds, 4), **rest)
 
 
-def _adbm(options: Purification, denoiser: Denoiser) -> Purifier:
-    return adbm(denoiser, _time(options, 0.1), steps=5 if options.steps is None else options.steps)
+def _gnsp(options: Purification, given: Networks) -> Purifier:
+    return gnsp(given.denoiser, steps=options.steps)
 
 
-def _agdm(options: Purification, denoiser: Denoiser) -> Purifier:
-    guide, _ = weights.load(options.guide, "classifier")
+def _adbm(options: Purification, given: Networks) -> Purifier:
+    return adbm(given.denoiser, _or(options.t_star, 0.1), steps=_or(options.steps, 5))
+
+
+def _agdm(options: Purification, given: Networks) -> Purifier:
+    guide, about = weights.load(options.guide, "classifier")
+    if given.about is not None and about.image[0] != given.about.image[0]:
+        raise UserError(
+            f"{options.guide} takes {about.image[0]}-channel images, {given.about.name} {given.about.image[0]}; "
+            "choose a pair for the same images."
+        )
+    parts = Parts(*(given.wrap(Part(guide, name)) for name in Parts._fields))
     rest = {"class_weight": options.class_weight, "latent_weight": options.latent_weight}
-    rest |= {"steps": options.steps, "dt": options.dt, "rounds": _rounds(options, 1), "clamp": options.clamp}
-    return agdm(denoiser, guide, _time(options, 0.1), options.solver, **rest)
+    rest |= {"rounds": _or(options.rounds, 1), "clamp": options.clamp, **_grid(options)}
+    return agdm(given.denoiser, parts, _or(options.t_star, 0.1), options.solver, **rest)
 
 
+DIFFUSION = ("t_star", "solver", "steps", "dt", "rounds", "clamp")
 METHODS = {
     "none": Named("no purification: the classifier alone"),
-    "diffpure": Named("diffuse to t*, then reverse with any solver (Nie et al. 2022)", _diffpure),
-    "adp": Named("noise, then steps along the score whose size adapts (Yoon et al. 2021)", _adp),
-    "gdmp": Named("rounds of DDPM, each drawn towards the input (Wang et al. 2022)", _gdmp),
-    "gnsp": Named(
-        "eight rounds of ever more noise; use with a majority of 10 (Lee and Kim 2023)",
-        lambda options, denoiser: gnsp(denoiser, steps=options.steps),
+    "diffpure": Named("diffuse to t*, then reverse with any solver (Nie et al. 2022)", _diffpure, DIFFUSION),
+    "adp": Named(
+        "noise, then steps along the score whose size adapts (Yoon et al. 2021)",
+        _adp,
+        ("sigma", "steps", "published", "gate"),
     ),
-    "adbm": Named("five DDIM steps, for a denoiser of `lustral train adbm` (Li et al. 2025)", _adbm),
-    "agdm": Named("DiffPure guided by a robust classifier; a reconstruction, as no code is public (Lin et al.)", _agdm),
+    "gdmp": Named(
+        "rounds of DDPM, each drawn towards the input (Wang et al. 2022)",
+        _gdmp,
+        ("t_star", "steps", "dt", "rounds", "likeness", "strength"),
+    ),
+    "gnsp": Named("eight rounds of ever more noise; use with a majority of 10 (Lee and Kim 2023)", _gnsp, ("steps",)),
+    "adbm": Named(
+        "five DDIM steps, for a denoiser of `lustral train adbm` (Li et al. 2025)", _adbm, ("t_star", "steps")
+    ),
+    "agdm": Named(
+        "DiffPure guided by a robust classifier; a reconstruction, as no code is public (Lin et al.)",
+        _agdm,
+        (*DIFFUSION, "guide", "class_weight", "latent_weight"),
+    ),
 }
 """Systems that ``--purification.method`` names; ``--purification.ssni`` wraps those that diffuse."""
 
 
-def purifier(options: Purification, denoiser: Denoiser, about: weights.Card | None = None) -> Purifier | None:
-    """The purifier that the options describe, around a denoiser; ``about`` is the denoiser's card, which SSNI needs."""
+def purifier(options: Purification, given: Networks) -> Purifier | None:
+    """The purifier that the options describe; SSNI needs the denoiser's card."""
     if options.method not in METHODS:
         raise unknown("method", options.method, METHODS)
+    if options.method == "adp" and options.ssni is not None:
+        raise UserError("SSNI chooses how far to diffuse, and adp does not diffuse; choose another method.")
+    check(options)
     make = METHODS[options.method].make
     if make is None:
         return None
-    made = make(options, denoiser)
+    made = make(options, given)
     if options.ssni is not None:
-        if options.method == "adp":
-            raise UserError("SSNI chooses how far to diffuse, and adp does not diffuse; choose another method.")
-        rest = {"tau": options.tau, "bias": options.bias, "norm": norm(denoiser, options.norm)}
-        made = ssni(made, reference(about, options.norm), law=options.ssni, **rest)
+        rest = {"law": options.ssni, "tau": options.tau, "bias": options.bias, "published": options.published}
+        made = ssni(made, reference(given.about, options.norm), norm=score_norm(given.denoiser, options.norm), **rest)
     return Pinned(made, TWIN) if options.fixed_noise else made
 
 
-def _time(options: Purification, default: float) -> float:
-    return default if options.t_star is None else options.t_star
-
-
-def _rounds(options: Purification, default: int) -> int:
-    return default if options.rounds is None else options.rounds
+def check(options: Purification) -> None:
+    """Refuses options that the system does not know: they would look like a choice and be none."""
+    knows = {"method", "denoiser", "fixed_noise", *METHODS[options.method].knows}
+    if METHODS[options.method].make is not None:
+        knows.add("ssni")
+    if options.ssni is not None:
+        knows |= {"norm", "bias", "published"} | ({"tau"} if options.ssni == "logistic" else set())
+    plain = Purification()
+    for name in (f.name for f in fields(options)):
+        if name not in knows and getattr(options, name) != getattr(plain, name):
+            wrapped = f" with SSNI's {options.ssni} law" if options.ssni else ""
+            raise UserError(f"Method {options.method}{wrapped} has no {name} to choose; leave {name} out.")
 
 
 def reference(about: weights.Card | None, kind: str = "eps") -> Reference:
     """The score norms of clean images that a denoiser's card holds."""
-    found = {name: (about.measured if about else {}).get(NORMS[kind] + name) for name in Reference._fields}
+    if kind not in PREFIXES:
+        raise unknown("norm", kind, PREFIXES)
+    found = {name: (about.measured if about else {}).get(PREFIXES[kind] + name) for name in Reference._fields}
     if None in found.values():
         name = about.name if about else "the denoiser"
         raise UserError(
@@ -108,16 +164,8 @@ def reference(about: weights.Card | None, kind: str = "eps") -> Reference:
     return Reference(**found)
 
 
-def norm(denoiser: Denoiser, kind: str = "eps") -> ScoreNorm:
-    """A score norm that SSNI goes by: at the published times, as far as the denoiser knows them, or at the last."""
-    times = published_times()
-    if kind == "single":
-        return ScoreNorm(denoiser, VP(), times[-1:], noisy=False)
-    return ScoreNorm(denoiser, VP(), known_times(times, denoiser, VP()))
-
-
 @torch.no_grad()
-def measure(denoiser: Denoiser, kind: str, x: torch.Tensor, rng: Rng, batch: int = 64) -> Reference:
+def measure(denoiser: Denoiser, kind: str, x: Tensor, rng: Rng, batch: int = 64) -> Reference:
     """The score norms of clean images x."""
-    parts = [norm(denoiser, kind)(x[i : i + batch], rng[i : i + batch]) for i in range(0, len(x), batch)]
-    return Reference.of(torch.cat(parts))
+    norm = score_norm(denoiser, kind)
+    return Reference.of(torch.cat([norm(x[i : i + batch], rng[i : i + batch]) for i in range(0, len(x), batch)]))

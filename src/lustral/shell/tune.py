@@ -60,20 +60,20 @@ def run(
         data, images, None, stages, systems, purification, classification, threat, search, draws, seed, 64, "validation"
     )
     found = commands.evaluate(options, out, resources, None, None, allow_red=True)
-    made = with_front(list(read(found)))
+    made = with_front(list(read(found, classification.draws)))
     (top, *_) = sorted((s for s in made if s.best), key=lambda s: -s.robust[0])
     write_text(out / "best.yaml", describe(top.name, settings[top.name], options))
     _draw(out / "tune.png", made)
     return made
 
 
-def read(found: dict) -> Iterator[Setting]:
-    """The settings of a run's results."""
+def read(found: dict, draws: int) -> Iterator[Setting]:
+    """The settings of a run's results, whose decisions are made of so many draws."""
     rows = {(row["system"], row["stage"]): row for row in found["rows"] if row["group"] in ("main", "attack")}
     for name in dict.fromkeys(system for system, _ in rows):
         clean, robust = (rows[name, stage] for stage in ("clean", "exact"))
         accuracies = ((row["accuracy"], row["low"], row["high"]) for row in (clean, robust))
-        yield Setting(name, *accuracies, clean["forward"] / (clean["attacked"] * clean["draws"]))
+        yield Setting(name, *accuracies, draws * clean["forward"] / (clean["attacked"] * clean["draws"]))
 
 
 def with_front(settings: list[Setting]) -> list[Setting]:
