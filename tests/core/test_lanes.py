@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from components import PURIFIERS, Counted, finite_set, images, net_denoiser, sample_specific
+from components import PURIFIERS, Counted, gaussian_mixture, images, net_denoiser, sample_specific
+from lustral.attacks.gradients import exact
+from lustral.attacks.losses import cross_entropy
 from lustral.core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
 from lustral.core.kernel import purify
 from lustral.core.lanes import Lanes
 from lustral.core.noise import Key
+from lustral.defence import defend
 from lustral.purifiers.presets import diffpure, gnsp
 from lustral.samplers import DDIM
 
@@ -16,7 +19,7 @@ KEY = Key(9)
 
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_lanes_change_nothing(name):
-    purifier = PURIFIERS[name](finite_set(dtype=torch.float64))
+    purifier = PURIFIERS[name](gaussian_mixture(dtype=torch.float64))
     x, rng = images(7, dtype=torch.float64), KEY.rng(7)
     wanted = purify(purifier, x, rng)
     for width in (1, 3, 100):
@@ -32,7 +35,7 @@ def test_lanes_leave_approximations_what_they_are(inner):
 
 @pytest.mark.parametrize("inner", [Checkpointed(), Direct()])
 def test_gradients_pass_through_lanes(inner):
-    purifier = PURIFIERS["ssni-linear"](finite_set(dtype=torch.float64))
+    purifier = PURIFIERS["ssni-linear"](gaussian_mixture(dtype=torch.float64))
     x = images(5, dtype=torch.float64).requires_grad_()
     found, wanted = (
         torch.autograd.grad(purify(purifier, x, KEY.rng(5), adjoint=how).square().sum(), x)[0]
@@ -43,19 +46,25 @@ def test_gradients_pass_through_lanes(inner):
 
 @pytest.mark.parametrize("wrap", [lambda d: diffpure(d, 0.1, DDIM(dt=0.002)), lambda d: gnsp(d, (20, 40))])
 def test_calls_are_the_sum_over_samples_and_parts_are_of_similar_length(wrap):
-    x, rng = images(12), KEY.rng(12)
-    alone = Counted(net_denoiser())
-    for i in range(12):
-        only = torch.tensor([i])
-        purify(sample_specific(wrap(alone)), x[only], rng[only])
-    together = Counted(net_denoiser())
-    purify(sample_specific(wrap(together)), x, rng, adjoint=Lanes(4))
-    assert sum(together.rows) == sum(alone.rows)
-    assert max(together.rows) <= 4
-    unsorted = Counted(net_denoiser())
-    for part in torch.arange(12).split(4):
-        purify(sample_specific(wrap(unsorted)), x[part.flip(0)], rng[part.flip(0)])
-    assert len(together.rows) <= len(unsorted.rows)
+    """In the given order every part of four has images that need many steps and images that need few."""
+    x, rng = images(12)[torch.arange(12).view(4, 3).T.flatten()], KEY.rng(12)
+    counted = Counted(net_denoiser())
+    purifier = sample_specific(wrap(counted))
+
+    def calls(rows, adjoint=None):
+        """Rows of every call of the steps; the score norm's two for every part come first."""
+        counted.rows.clear()
+        purify(purifier, x[rows], rng[rows], adjoint=adjoint)
+        return counted.rows[2 * -(-len(rows) // 4) :]
+
+    given = torch.arange(12).split(4)
+    alone = [len(calls(only)) for only in torch.arange(12).split(1)]
+    together = calls(torch.arange(12), Lanes(4))
+    assert sum(together) == sum(alone)
+    assert max(together) == 4
+    ranked = sorted(alone, reverse=True)
+    assert len(together) == ranked[0] + ranked[4] + ranked[8]
+    assert len(together) < sum(len(calls(part)) for part in given)
 
 
 class Small:
@@ -88,6 +97,37 @@ def test_where_memory_ends_parts_are_halved(error, own_times):
     x = images(10)
     found = purify(small, x, KEY.rng(10), adjoint=Lanes(10))
     torch.testing.assert_close(found, purify(large, x, KEY.rng(10)))
+
+
+class Tight(Small):
+    """The same where it is graphs that do not fit."""
+
+    def __call__(self, x, sigma):
+        return super().__call__(x, sigma) if torch.is_grad_enabled() else 0.9 * x
+
+
+@pytest.mark.parametrize("error", OUT)
+def test_where_memory_ends_in_the_backward_pass_images_are_halved(error):
+    x, y = images(10), torch.arange(10) % 3
+    tight, large = (
+        defend(lambda v: v.flatten(1)[:, :3], diffpure(Tight(n, error), 0.1, DDIM(steps=3))) for n in (6, 99)
+    )
+    found, wanted = (exact(2)(victim, x, y, cross_entropy, KEY.rng(10)) for victim in (tight, large))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_parts_share_the_budget_for_graphs():
+    """Their graphs live until the backward pass, all of them."""
+    kept = []
+
+    class Watched(Checkpointed):
+        def __call__(self, purifier, x, rng):
+            kept.append(self.budget)
+            return super().__call__(purifier, x, rng)
+
+    x = images(10).requires_grad_()
+    purify(diffpure(net_denoiser(), 0.1, DDIM(steps=2)), x, KEY.rng(10), adjoint=Lanes(4, Watched(budget=300)))
+    assert kept == [100, 100, 100]
 
 
 def test_an_image_too_large_for_the_memory_is_said_to_be():

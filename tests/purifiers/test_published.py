@@ -4,6 +4,7 @@ Their timestep i, counted from 0, stands after i + 1 betas: it is our time (i + 
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def ddim_by_hand(denoiser: Denoiser, x: Tensor, z: Tensor, cut: bool) -> tuple[T
     """
     abar = [math.exp(-0.5 * 19.9 * t**2 - 0.1 * t) for t in (0.1, 0.08, 0.06, 0.04, 0.02, 0.0)]
     v, outside = math.sqrt(abar[0]) * (2 * x - 1) + math.sqrt(1 - abar[0]) * z, []
-    for now, then in zip(abar, abar[1:], strict=False):
+    for now, then in pairwise(abar):
         sigma = torch.full((len(x),), 0.5 * math.sqrt((1 - now) / now), dtype=x.dtype)
         clean = 2 * denoiser(0.5 + v / (2 * math.sqrt(now)), sigma) - 1
         eps = (v - math.sqrt(now) * clean) / math.sqrt(1 - now)

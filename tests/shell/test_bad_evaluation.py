@@ -150,8 +150,11 @@ BARE = build.system("bare", Purification(method="none"), Classification())
     ("call", "words"),
     [
         (lambda: build.vote(replace(Classification(), vote="majorty", draws=3)), "Did you mean 'majority'"),
-        (lambda: build.purifier(Purification(method="difpure"), None), "Did you mean 'diffpure'"),
-        (lambda: build.purifier(Purification(solver="sdf"), library.denoiser("digits-unet")), "Unknown solver 'sdf'"),
+        (lambda: build.purifier(Purification(method="difpure"), build.Networks(None)), "Did you mean 'diffpure'"),
+        (
+            lambda: build.purifier(Purification(solver="sdf"), build.Networks(library.denoiser("digits-unet"))),
+            "Unknown solver 'sdf'",
+        ),
         (lambda: build.threat(ThreatModel(norm="linfty")), "Did you mean 'linf'"),
         (lambda: build.stage("exat", BARE, Linf(0.1), SEARCH, SPENT, 2), "Did you mean 'exact'"),
         (lambda: build.stage("exact", BARE, Linf(0.1), replace(SEARCH, loss="drl"), SPENT, 2), "Did you mean 'dlr'"),

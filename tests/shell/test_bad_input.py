@@ -103,6 +103,29 @@ CASES: Cases = {
         lambda: purify("--purification.denoiser=digits-cnn"),
         ["is a classifier", "denoiser is needed"],
     ),
+    "purify: an option of another method": (
+        lambda: purify("--purification.method=gnsp", "--purification.t_star=0.2"),
+        ["Method gnsp has no t_star to choose", "leave t_star out"],
+    ),
+    "purify: an option of SSNI without it": (lambda: purify("--purification.tau=3"), ["has no tau to choose"]),
+    "purify: an option of another law": (
+        lambda: purify("--purification.ssni=linear", "--purification.tau=3"),
+        ["SSNI's linear law has no tau"],
+    ),
+    "purify: bias beyond the process": (
+        lambda: purify("--purification.ssni=logistic", "--purification.bias=2"),
+        ["bias is added to t_star=0.1", "[0, 0.9]", "not 2"],
+    ),
+    "purify: steps and their length": (lambda: purify("--purification.dt=0.01"), ["either steps", "or dt"]),
+    "purify: guidance that overflows": (
+        lambda: purify("--purification.method=gdmp", "--purification.strength=1e30"),
+        ["overflowed", "weaker guidance"],
+    ),
+    "purify: a strip of nothing": (
+        lambda: purify("--show.strip=strip.png", "--show.images=0"),
+        ["at least 1 image, not 0"],
+    ),
+    "reference: no images": (lambda: ["reference", "digits-unet", "--images=0"], ["at least 2 images, not 0"]),
     "weights: a pickle": (
         lambda: after(purify("--purification.denoiser=evil.pt"), evil("evil.pt")),
         ["evil.pt is a pickle", "convert", ".safetensors"],

@@ -148,15 +148,15 @@ def agdm(
     t_star: float = 0.1,
     solver: str | Sampler = "ddpm",
     *,
-    class_weight: float = 0.1,
-    latent_weight: float = 0.01,
+    class_weight: float = 100.0,
+    latent_weight: float = 0.1,
     rounds: int = 1,
     **options,
 ) -> Rounds:
     """DiffPure guided by a robust classifier, after AGDM (Lin et al. 2024): a reconstruction, as no code is public.
 
     ``guide`` was trained adversarially (``lustral train trades``). No scales are published: tune both weights on
-    validation images. ``options`` are those of ``diffpure``.
+    validation images, as these were for digits. ``options`` are those of ``diffpure``.
     """
     plain = diffpure(denoiser, t_star, solver, **options)
     return _rounds(replace(plain, guidance=Robust(guide, class_weight, latent_weight)), rounds)

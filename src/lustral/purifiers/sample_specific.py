@@ -45,17 +45,20 @@ class ScoreNorm:
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         total = torch.zeros_like(x)
         for i, t in enumerate(self.times):
-            # A graph of one call at a time, made again in the backward pass from the same noise.
-            total = total + checkpoint(
-                self._score,
-                x,
-                t,
-                rng.fold(i),
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), replaying()),
-            )
+            total = total + (self._again if x.requires_grad else self._score)(x, t, rng.fold(i))
         return torch.linalg.vector_norm((total / len(self.times)).flatten(1), dim=1)
+
+    def _again(self, x: Tensor, t: float, rng: Rng) -> Tensor:
+        """The same, with a graph that is made in the backward pass, from the same noise: one call's at a time."""
+        return checkpoint(
+            self._score,
+            x,
+            t,
+            rng,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), replaying()),
+        )
 
     def _score(self, x: Tensor, t: float, rng: Rng) -> Tensor:
         time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)

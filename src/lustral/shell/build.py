@@ -1,10 +1,8 @@
 """From options to objects: defences, attacks, stages."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ..attacks.losses import LOSSES
 from ..attacks.search import Attack
@@ -48,11 +46,7 @@ def system(name: str, how: Purification, judge: Classification, micro_batch: int
                 f"{judge.classifier} takes {about.image[0]}-channel images, {how.denoiser} {other.image[0]}; "
                 "choose a pair for the same images."
             )
-
-        def wrap(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            return meter.watch(fix(net))
-
-        given = Networks(wrap(denoiser), other, wrap)
+        given = Networks(meter.watch(fix(denoiser)), other, fix, meter.watch)
         clean, cheaper = purifier(how, given), surrogate(how, given)
     defence = Defence(fix(classifier) if clean is not None else meter.watch(fix(classifier)), clean, vote(judge))
     return System(name, defence, meter, random=clean is not None and not how.fixed_noise, surrogate=cheaper)

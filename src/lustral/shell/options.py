@@ -55,9 +55,9 @@ class Purification:
     """gdmp: strength of the guidance per sample; default: the published one in batches of 100."""
     guide: str = "digits-trades"
     """agdm: the robust classifier that guides."""
-    class_weight: float = 0.1
+    class_weight: float = 100.0
     """agdm: weight of the guide's verdict."""
-    latent_weight: float = 0.01
+    latent_weight: float = 0.1
     """agdm: weight of the distance between representations."""
     clamp: bool = False
     """DiffPure: cut the output to [0, 1] (the reference does not)."""

@@ -11,7 +11,7 @@ from ..core.noise import Rng
 from ..core.purifier import Purifier
 from ..defence import Classifier
 from ..purifiers.adaptive import AdaptiveState
-from ..purifiers.compose import ChainState, Pinned
+from ..purifiers.compose import ChainState, Pinned, When, WhenState
 from ..purifiers.diffusion import Diffusion, TableState
 from ..purifiers.rounds import RoundsState
 from .files import replacing
@@ -55,6 +55,8 @@ def facts(purifier: Purifier, state: Any, n: int) -> list[str]:
         return [norm + text for norm, text in zip(norms, inner, strict=True)]
     if isinstance(state, ChainState):
         return facts(purifier.stages[state.stage], state.inner, n)
+    if isinstance(state, WhenState):
+        return _branches(purifier, state, n)
     if isinstance(state, TableState) and isinstance(purifier, Diffusion):
         if state.table is None:
             return [f"t* {purifier.t_star:.3g}"] * n
@@ -62,6 +64,19 @@ def facts(purifier: Purifier, state: Any, n: int) -> list[str]:
     if isinstance(state, AdaptiveState):
         return [f"α {alpha:.2g}" + ("" if moving else " still") for alpha, moving in _pairs(state)]
     return [""] * n
+
+
+def _branches(purifier: When, state: WhenState, n: int) -> list[str]:
+    """Each sample's fact, from the branch that it takes."""
+    found = [""] * n
+    for rows, branch, inner in (
+        (state.then_rows, purifier.then, state.then),
+        (state.else_rows, purifier.otherwise, state.otherwise),
+    ):
+        if inner is not None:
+            for row, fact in zip(rows.tolist(), facts(branch, inner, len(rows)), strict=True):
+                found[row] = fact
+    return found
 
 
 def _pairs(state: AdaptiveState) -> list[tuple[float, bool]]:

@@ -23,16 +23,20 @@ PREFIXES = dict(zip(NORMS, ("score_norm_", "single_score_norm_"), strict=True))
 """What the statistics of each score norm are called in a denoiser's card."""
 
 
+Wrap = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+
+
 def _bare(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return fn
 
 
 class Networks(NamedTuple):
-    """What a system is made around: a denoiser, its card, and what any other network is wrapped in."""
+    """What a system is made around: a denoiser, its card, and how other networks' batches are fixed and counted."""
 
     denoiser: Denoiser
     about: weights.Card | None = None
-    wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = _bare
+    fix: Wrap = _bare
+    watch: Wrap = _bare
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def _agdm(options: Purification, given: Networks) -> Purifier:
             f"{options.guide} takes {about.image[0]}-channel images, {given.about.name} {given.about.image[0]}; "
             "choose a pair for the same images."
         )
-    parts = Parts(*(given.wrap(Part(guide, name)) for name in Parts._fields))
+    parts = Parts(given.watch(given.fix(Part(guide, "features"))), given.fix(Part(guide, "head")))
     rest = {"class_weight": options.class_weight, "latent_weight": options.latent_weight}
     rest |= {"rounds": _or(options.rounds, 1), "clamp": options.clamp, **_grid(options)}
     return agdm(given.denoiser, parts, _or(options.t_star, 0.1), options.solver, **rest)
