@@ -192,22 +192,27 @@ def ssni(
     first = stages[0]
     if norm is None:
         norm = score_norm(first.denoiser.inner if isinstance(first.denoiser, Clipped) else first.denoiser)
-    made = []
-    for stage in stages:
-        if not 0 <= bias <= stage.schedule.t_max - stage.t_star:
-            room = f"[0, {stage.schedule.t_max - stage.t_star:g}]"
-            raise UserError(f"bias is added to t_star={stage.t_star:g} and must lie in {room}, not {bias:g}.")
-        t_star = stage.t_star - stage.schedule.dt if published else stage.t_star
-        least = stage.schedule.dt
-        if law == "logistic":
-            time = Logistic(t_star, reference.mean, reference.std if tau is None else tau, bias, least)
-        elif law == "linear":
-            time = Linear(t_star, reference.low, reference.high, bias, least)
-        else:
-            raise unknown("law", law, ("logistic", "linear"))
-        if published:
-            time = Rounded(time, least)
-            if isinstance(stage.sampler, DDPM | DDIM) and stage.sampler.steps is not None:
-                stage = replace(stage, sampler=replace(stage.sampler, whole=True))
-        made.append(replace(stage, t_star=time, t_max=time.t_max))
+    made = (_timed(stage, reference, law, tau, bias, published) for stage in stages)
     return Rounds(tuple(made), norm)
+
+
+def _timed(
+    stage: Diffusion, reference: Reference, law: str, tau: float | None, bias: float, published: bool
+) -> Diffusion:
+    """The stage with a time for every sample."""
+    least, room = stage.schedule.dt, stage.schedule.t_max - stage.t_star
+    if not 0 <= bias <= room:
+        raise UserError(f"bias is added to t_star={stage.t_star:g} and must lie in [0, {room:g}], not {bias:g}.")
+    t_star = stage.t_star - least if published else stage.t_star
+    if law == "logistic":
+        time = Logistic(t_star, reference.mean, reference.std if tau is None else tau, bias, least)
+    elif law == "linear":
+        time = Linear(t_star, reference.low, reference.high, bias, least)
+    else:
+        raise unknown("law", law, ("logistic", "linear"))
+    if not published:
+        return replace(stage, t_star=time, t_max=time.t_max)
+    time = Rounded(time, least)
+    if isinstance(stage.sampler, DDPM | DDIM) and stage.sampler.steps is not None:
+        stage = replace(stage, sampler=replace(stage.sampler, whole=True))
+    return replace(stage, t_star=time, t_max=time.t_max)
