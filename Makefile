@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.ready
 	$(BIN)/lustral demo
 
+# One process for each core, each of one thread.
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.ready-test
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
