@@ -69,8 +69,6 @@ class Defence(nn.Module):
         if self.purifier is not None:
             lanes = Lanes(self.lanes, adjoint or self.adjoint)
             x = purify(self.purifier, x, rng.fold("purify"), adjoint=lanes)
-        if not len(x):
-            return self.classifier(x)
         return gather(in_parts(lambda part: self.classifier(x[part]), torch.arange(len(x)), self.lanes))
 
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
@@ -79,14 +77,14 @@ class Defence(nn.Module):
         out = (
             self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n), adjoint) if n > 1 else self.draws(x, rng, adjoint)
         )
-        return self.vote.merge(out.view(len(x), n, -1))
+        return self.vote.merge(out.unflatten(0, (len(x), n)))
 
     @torch.no_grad()
     def decide(self, x: Tensor, rng: Rng | Key | int | None = None) -> Verdict:
         """The verdict on images x, with every draw's logits [b, draws, classes]."""
         n = self.vote.draws
         rng = as_rng(rng, len(check.images(x)))
-        draws = self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n)).view(len(x), n, -1)
+        draws = self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n)).unflatten(0, (len(x), n))
         merged = self.vote.merge(draws)
         return Verdict(self.vote.label(merged), merged, draws)
 

@@ -116,6 +116,13 @@ def test_where_memory_ends_in_the_backward_pass_images_are_halved(error):
     torch.testing.assert_close(found, wanted)
 
 
+def test_no_images_have_no_gradient_and_no_logits():
+    x, y = images(4)[:0], torch.arange(0)
+    defence = defend(lambda v: v.flatten(1)[:, :3], diffpure(net_denoiser(), 0.1, DDIM(steps=2)))
+    assert defence.decide(x, KEY.rng(0)).logits.shape == (0, 3)
+    assert exact()(defence, x, y, cross_entropy, KEY.rng(0)).grad.shape == x.shape
+
+
 def test_parts_share_the_budget_for_graphs():
     """Their graphs live until the backward pass, all of them."""
     kept = []

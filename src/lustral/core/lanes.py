@@ -69,15 +69,15 @@ class Lanes:
 
 
 def in_parts(job: Callable[[Tensor], T], rows: Tensor, width: int) -> list[tuple[Tensor, T]]:
-    """(rows, result) of a job for parts of the rows, each as wide as ``width`` and memory allow."""
+    """(rows, result) of a job for parts of the rows, each as wide as ``width`` and memory allow; no rows are a part."""
     done, start = [], 0
-    while start < len(rows):
+    while start < len(rows) or not done:
         part = rows[start : start + width]
         try:
             done.append((part, job(part)))
             start += len(part)
         except RuntimeError as e:
-            if len(part) == 1 or not _is_memory(e):
+            if len(part) <= 1 or not _is_memory(e):
                 raise
             width = (len(part) + 1) // 2
     return done

@@ -1,4 +1,4 @@
-"""The founding systems, by name: ``diffpure`` and ``adp`` in all their published variants."""
+"""Purification systems by name, with their published settings as defaults."""
 
 from dataclasses import fields, replace
 
