@@ -80,6 +80,7 @@ def test_two_shards_merged_are_one_process(whole, lustral):
     merged, expected = read("merged"), read(whole)
     assert merged["ledger_digest"] == expected["ledger_digest"]
     assert rows(merged) == rows(expected)
+    assert merged["certificates"] == expected["certificates"]
 
 
 def test_merging_what_does_not_belong_together_is_refused(whole, lustral, capfd):

@@ -87,7 +87,7 @@ def draws_noise(system: System, data: Data) -> bool:
 
 def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None, width: float | None = None) -> None:
     """Runs what is missing of a plan, one ``part`` of its images or until the interval is narrower than ``width``."""
-    mine = runner.shard(plan.data, part)
+    mine = set(runner.shard(plan.data.ids.tolist(), part))
     if width is not None and (part is not None or plan.options.suite is None or not 0 < width < 1):
         raise UserError("Stopping early needs a suite, a width between 0 and 1, and no shards.")
     facts = {"micro_batch": plan.options.micro_batch, "suite": plan.options.suite and suites.title(plan.options.suite)}
@@ -95,7 +95,8 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
         write_text(out / "run.json", json.dumps(asdict(plan.options), indent=1) + "\n")
         if plan.options.suite is not None:
             suite = plan.options.suite
-            runner.certify_all(plan.systems, plan.data, plan.threat, plan.key, ledger, resources, suite)
+            systems = runner.shard(plan.systems, part)
+            runner.certify_all(systems, plan.data, plan.threat, plan.key, ledger, resources, suite)
         if width is None:
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, mine)
             return

@@ -28,18 +28,17 @@ def work(job: Job) -> float:
     return spent * (purifier.n_steps if purifier is not None else 0.1)
 
 
-def shard(data: Data, part: str | None) -> set[int]:
-    """The ids of one part of the data, named like 1/2; all where there is no part."""
-    ids = data.ids.tolist()
+def shard(items: Sequence, part: str | None) -> Sequence:
+    """One part of a run's images or systems, named like 1/2; all where there is no part."""
     if part is None:
-        return set(ids)
+        return items
     try:
         k, n = (int(word) for word in part.split("/"))
     except ValueError as e:
         raise UserError(f"A shard is named like 1/2 (the first of two), not {part!r}.") from e
     if not 1 <= k <= n:
         raise UserError(f"A shard is named like 1/2 (the first of two), not {part!r}.")
-    return set(ids[k - 1 :: n])
+    return items[k - 1 :: n]
 
 
 def open_ledger(jobs: Sequence[Job], data: Data, key: Key, folder: Path, facts: dict | None = None) -> Ledger:
