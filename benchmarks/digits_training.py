@@ -68,20 +68,9 @@ def trainings(folder: Path) -> str:
     return tables.table(["network", "steps", "minutes", "on test images"], rows)
 
 
-def pairs(found: dict) -> str:
-    """Every pair of systems at the worst case, on the images that both saw."""
-    head = ["stage", "a", "b", "a − b, points", "95 %", "McNemar p"]
-    rows = []
-    for test in found["paired"]:
-        value, low, high = (100 * v for v in test["difference"])
-        interval = f"{low:+.1f} to {high:+.1f}"
-        rows.append([test["stage"], test["a"], test["b"], f"{value:+.1f}", interval, f"{test['p']:.3g}"])
-    return tables.table(head, rows)
-
-
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     place.mkdir(parents=True, exist_ok=True)
     train(place)
     results = evaluate(place)
-    print(trainings(place), tables.main_table(results), pairs(results), sep="\n\n")
+    print(trainings(place), tables.main_table(results), tables.pairs(results), sep="\n\n")

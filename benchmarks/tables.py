@@ -1,10 +1,10 @@
 """Markdown tables of a run's results, as docs/results.md and docs/results/ have them.
 
-python -m benchmarks.tables RUN [main|risks|published|findings]
+python -m benchmarks.tables RUN [main|matrix|pairs|risks|published|findings] [--against SYSTEM]
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 
@@ -48,6 +48,36 @@ def main_table(found: dict) -> str:
     return table(head, rows)
 
 
+def matrix(found: dict) -> str:
+    """One line per system, a column per stage at full eps: accuracies; the worst case with its interval."""
+    shown = [row for row in found["rows"] if row["group"] in ("main", "attack")]
+    stages = list(dict.fromkeys(row["stage"] for row in shown if row["stage"] != "worst"))
+    cells = {(row["system"], row["stage"]): row for row in shown}
+    rows = []
+    for system in dict.fromkeys(row["system"] for row in shown):
+        worst = cells[system, "worst"]
+        mark = "*" if worst["held"] else ""
+        number = f"**{percent(worst['accuracy'])}**{mark} {100 * worst['low']:.0f}–{100 * worst['high']:.0f}"
+        accuracies = [
+            percent(cells[system, stage]["accuracy"]) if (system, stage) in cells else "—" for stage in stages
+        ]
+        rows.append([system, number, *accuracies])
+    return table(["system", "worst, 95 %", *stages], rows)
+
+
+def pairs(found: dict, against: str | None = None) -> str:
+    """Pairs of systems at the worst case, on the images that both saw; all of them, or those with one system."""
+    rows = []
+    for test in found["paired"]:
+        if against in (None, test["a"], test["b"]):
+            turn = test["a"] == against  # the system that others stand against comes second
+            a, b = (test["b"], test["a"]) if turn else (test["a"], test["b"])
+            value, low, high = (100 * v for v in test["difference"])
+            value, low, high = (-value, -high, -low) if turn else (value, low, high)
+            rows.append([test["stage"], a, b, f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{test['p']:.3g}"])
+    return table(["stage", "a", "b", "a − b, points", "95 %", "McNemar p"], rows)
+
+
 def risks(found: dict) -> str:
     """Every threat statement of every system: rule and draws against resubmissions, robust (clean)."""
     rows = []
@@ -83,9 +113,15 @@ def findings(found: dict) -> str:
     return table(["system", "level", "finding", "what it says"], rows)
 
 
-TABLES = {"main": main_table, "risks": risks, "published": published, "findings": findings}
+TABLES = {"main": main_table, "matrix": matrix, "pairs": pairs, "risks": risks, "published": published}
+TABLES |= {"findings": findings}
 
 if __name__ == "__main__":
-    results = json.loads(Path(sys.argv[1], "results.json").read_text(encoding="utf-8"))
-    for name in sys.argv[2:] or TABLES:
-        print(TABLES[name](results), end="\n\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("tables", nargs="*", default=list(TABLES), help=", ".join(TABLES))
+    parser.add_argument("--against", help="the one system that pairs are shown with")
+    given = parser.parse_args()
+    results = json.loads((given.run / "results.json").read_text(encoding="utf-8"))
+    for name in given.tables:
+        print(pairs(results, given.against) if name == "pairs" else TABLES[name](results), end="\n\n")
