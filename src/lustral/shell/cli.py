@@ -111,6 +111,7 @@ def evaluate(
     draws: int = 20,
     seed: int = 0,
     micro_batch: int | None = 64,
+    corruption: str | None = None,
     shard: str | None = None,
     stop_width: float | None = None,
     allow_red: bool = False,
@@ -134,6 +135,7 @@ def evaluate(
         seed: Seed of all noise.
         micro_batch: Rows that networks see at a time, so that results are the same to the bit for any batch size;
             null lets them see whatever comes.
+        corruption: One of CIFAR-10-C's in front of everything, with its severity: fog-3.
         shard: One part of the images, like 1/2, into a folder of its own; `lustral merge` puts parts together.
         stop_width: Stop once the anytime-valid 95 % interval of the worst case is narrower than this (0.1: ten points).
         allow_red: Print numbers that a red finding withholds, marked.
@@ -143,7 +145,8 @@ def evaluate(
 
     named = [stage or "null" for stage in stages]  # YAML reads null as nothing where it is not quoted
     options = Evaluation(
-        data, images, suite, named, systems, purification, classification, threat, search, draws, seed, micro_batch
+        *(data, images, suite, named, systems, purification, classification, threat, search, draws, seed, micro_batch),
+        corruption=corruption,
     )
     found = commands.evaluate(options, out, resources, shard, stop_width, allow_red)
     if found is None:

@@ -238,3 +238,4 @@ class Evaluation:
     seed: int
     micro_batch: int | None
     split: str = "test"
+    corruption: str | None = None

@@ -12,9 +12,11 @@ from ..core.noise import Key
 from ..core.threat import Threat
 from ..evaluate import metrics, suites
 from ..evaluate.protocol import Data, Job, System, pending
+from ..training.batches import as_floats
 from . import build, folder, results, runner, weights
 from .files import write_text
 from .images import data as datasets
+from .images.corruptions import corrupt
 from .ledger import Ledger
 from .options import Classification, Entry, Evaluation, Purification, Resources, Search, ThreatModel
 
@@ -36,7 +38,9 @@ def make(options: Evaluation, resources: Resources) -> Plan:
         raise UserError(f"images must be at least 1, not {options.images}.")
     if options.suite is not None and options.suite not in suites.SIZES:
         raise unknown("suite", options.suite, suites.SIZES)
-    data = datasets.load(options.data, options.split)[: options.images]
+    data = datasets.load_bytes(options.data, options.split)[: options.images]
+    data = corrupt(data, options.corruption) if options.corruption else data
+    data = data._replace(x=as_floats(data.x))
     systems = []
     for name, entry in (options.systems or {_name(options.purification): _entry(options)}).items():
         check(data, entry, system := build.system(name, entry.purification, entry.classification, options.micro_batch))
@@ -140,12 +144,12 @@ def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: boo
             ledger,
             plan.jobs,
             stopped=stopped,
-            title=f"{', '.join(system.name for system in plan.systems)} on {options.data}",
+            title=f"{', '.join(system.name for system in plan.systems)} on {_images(options)}",
             command=command,
             suite=options.suite and suites.title(options.suite),
             seed=options.seed,
             data={
-                "name": options.data,
+                "name": _images(options),
                 "split": options.split,
                 "images": max(len(ledger.done(job.system.name, job.stage.name)) for job in plan.jobs),
                 "sha256": ledger.spec()["data"]["x"]["sha256"],
@@ -157,6 +161,10 @@ def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: boo
     found = folder.hold_back(found, allow_red)
     folder.publish(out, found, shown)
     return found
+
+
+def _images(options: Evaluation) -> str:
+    return f"{options.data} under {options.corruption}" if options.corruption else options.data
 
 
 def load(out: Path, resources: Resources) -> Plan:
