@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentError
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
@@ -245,6 +246,28 @@ def check_controls(images: int = 24, resources: Resources = Resources()) -> None
         raise UserError("A control passed unnoticed, or a sound one did not pass; do not trust this installation.")
 
 
+def detect(
+    run: Path,
+    denoiser: str = "digits-unet",
+    statistic: Literal["field", "eps", "single"] = "field",
+    sigma: float = 0.25,
+) -> None:
+    """Tell a run's attacked images from clean ones by how a denoiser sees them: AUROC, ROC curves.
+
+    Args:
+        run: Folder of a finished run.
+        denoiser: A name from `lustral list`, or a .safetensors file with its card.
+        statistic: field (ADP's norm of the score field at one noise level), or eps, single (SSNI's score norms).
+        sigma: field: the noise level.
+    """
+    from . import detect as detection
+    from . import show
+
+    show.detection(detection.run(run, denoiser, statistic, sigma))
+    for name in ("detection.json", "detection.png"):
+        show.done(run / name)
+
+
 def export(run: Path, out: Path) -> None:
     """Write a run for other tools: .parquet (every draw), or .json (RobustBench's model info and what it lacks).
 
@@ -305,6 +328,7 @@ COMMANDS = {
     "compare": compare,
     "verify": verify,
     "controls": check_controls,
+    "detect": detect,
     "export": export,
     "report": report,
     "list": list_all,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..evaluate import suites
+from ..evaluate.detection import Seen
 from . import build, weights
 from .controls import Caught
 from .options import Solver, VoteName
@@ -92,6 +93,21 @@ def comparison(found: list[dict]) -> None:
         sheet.add_row(
             test["stage"], test["a"], test["b"], str(test["images"]), *numbers, interval, *only, f"{test['p']:.3g}"
         )
+    out.print(sheet)
+
+
+def detection(seen: list[Seen]) -> None:
+    """How well every stage's candidates were told from the clean images."""
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("system", "stage"):
+        sheet.add_column(name, overflow="fold")
+    for name in ("images", "AUROC", "95 %", "caught at 5 % false alarms", "95 %"):
+        sheet.add_column(name, justify="right", no_wrap=True)
+    for s in seen:
+        area, caught = s.found.auroc, s.found.caught
+        numbers = f"{area.value:.3f}", f"{area.low:.3f}–{area.high:.3f}"
+        shares = f"{caught.value:.1%}", f"{caught.low:.0%}–{caught.high:.0%}"
+        sheet.add_row(s.system, s.stage, str(s.images), *numbers, *shares)
     out.print(sheet)
 
 

@@ -168,8 +168,15 @@ def reference(about: weights.Card | None, kind: str = "eps") -> Reference:
     return Reference(**found)
 
 
+Statistic = Callable[[Tensor, Rng], Tensor]
+
+
 @torch.no_grad()
-def measure(denoiser: Denoiser, kind: str, x: Tensor, rng: Rng, batch: int = 64) -> Reference:
+def by_parts(statistic: Statistic, x: Tensor, rng: Rng, batch: int = 64) -> Tensor:
+    """One number [n] per image."""
+    return torch.cat([statistic(x[i : i + batch], rng[i : i + batch]) for i in range(0, len(x), batch)])
+
+
+def measure(denoiser: Denoiser, kind: str, x: Tensor, rng: Rng) -> Reference:
     """The score norms of clean images x."""
-    norm = score_norm(denoiser, kind)
-    return Reference.of(torch.cat([norm(x[i : i + batch], rng[i : i + batch]) for i in range(0, len(x), batch)]))
+    return Reference.of(by_parts(score_norm(denoiser, kind), x, rng))

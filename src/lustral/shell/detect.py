@@ -1,0 +1,72 @@
+"""Detection of a finished run's attacked images by how a denoiser sees them: areas and ROC curves."""
+
+import json
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..core.errors import unknown
+from ..core.noise import Key, Rng
+from ..denoisers.base import Denoiser
+from ..evaluate.detection import Seen, detect
+from ..purifiers.adaptive import UnitField
+from ..purifiers.sample_specific import NORMS, score_norm
+from . import plan, weights
+from .files import replacing, write_text
+from .ledger import Ledger
+from .options import Resources
+from .systems import Statistic, by_parts
+
+STATISTICS = ("field", *NORMS)
+
+
+def statistic(denoiser: Denoiser, kind: str, sigma: float) -> Statistic:
+    """``field``: ADP's |F(x)|₂ at a noise level; ``eps``, ``single``: SSNI's score norms."""
+    if kind not in STATISTICS:
+        raise unknown("statistic", kind, STATISTICS)
+    if kind in NORMS:
+        return score_norm(denoiser, kind)
+    field = UnitField(denoiser, sigma)
+    return lambda x, rng: torch.linalg.vector_norm(field(x).flatten(1), dim=1)
+
+
+@torch.no_grad()
+def run(place: Path, name: str, kind: str, sigma: float) -> list[Seen]:
+    """Every stage whose candidates the ledger holds; writes detection.json and detection.png beside it."""
+    planned = plan.load(place, Resources())
+    measure = statistic(weights.load(name, "denoiser")[0], kind, sigma)
+    key, data = Key(planned.options.seed).fold("detection"), planned.data
+
+    def scores(x: Tensor, rng: Rng) -> Tensor:
+        return by_parts(measure, x, rng)
+
+    clean = dict(zip(data.ids.tolist(), scores(data.x, key.rng(data.ids)).tolist(), strict=True))
+    seen = []
+    with Ledger(place / "ledger.sqlite") as ledger:
+        for job in planned.jobs:
+            ids = sorted(ledger.done(job.system.name, job.stage.name))
+            if job.stage.bound is None or len(ids) < 2:
+                continue
+            attacked = scores(ledger.candidates(job.system.name, job.stage.name, ids), key.rng(torch.tensor(ids)))
+            found = detect(torch.tensor([clean[image] for image in ids]), attacked)
+            seen.append(Seen(job.system.name, job.stage.name, len(ids), found))
+    made = [s._asdict() | {"found": s.found._asdict()} for s in seen]
+    about = {"denoiser": name, "statistic": kind, "sigma": sigma if kind == "field" else None, "stages": made}
+    write_text(place / "detection.json", json.dumps(about, indent=1) + "\n")
+    _draw(place / "detection.png", seen, f"{kind} of {name}")
+    return seen
+
+
+def _draw(path: Path, seen: list[Seen], title: str) -> None:
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    for s in seen:
+        axes.plot(s.found.false, s.found.true, label=f"{s.system}: {s.stage} ({s.found.auroc.value:.2f})")
+    axes.set(xlabel="false alarms", ylabel="attacked images caught", title=title, xlim=(0, 1), ylim=(0, 1))
+    if seen:
+        axes.legend(fontsize=6, loc="lower right")
+    with replacing(path) as scratch:
+        figure.savefig(scratch, format="png", dpi=120)

@@ -1,0 +1,37 @@
+"""`lustral detect` on a run's candidates."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lustral.shell.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("detect") / "run"
+    options = ["--images=24", "--draws=1", "--purification.method=none", "--search.steps=10", "--threat.eps=0.25"]
+    assert main(["evaluate", str(place), *options, "--stages=[clean,exact]"]) == 0
+    return place
+
+
+@pytest.mark.parametrize("statistic", ["field", "eps", "single"])
+def test_attacked_digits_are_told_from_clean_ones(run, statistic, lustral, capfd):
+    """An attack of eps = 1/4 is far from any digit; the clean stage has nothing to tell."""
+    assert lustral("detect", str(run), f"--statistic={statistic}") == 0
+    found = json.loads((run / "detection.json").read_text(encoding="utf-8"))
+    (stage,) = found["stages"]
+    assert (stage["system"], stage["stage"], stage["images"]) == ("undefended", "exact", 24)
+    value, low, high = stage["found"]["auroc"]
+    assert low <= value <= high
+    assert value > 0.9
+    assert (run / "detection.png").stat().st_size > 5000
+    assert "AUROC" in capfd.readouterr().out
+
+
+def test_what_is_no_run_or_no_denoiser_is_refused(run, lustral, capfd):
+    assert lustral("detect", "nowhere") == 2
+    assert lustral("detect", str(run), "--denoiser=digits-cnn") == 2
+    assert "digits-cnn is a classifier, but a denoiser is needed" in capfd.readouterr().err
+    assert not Path("detection.json").exists()
