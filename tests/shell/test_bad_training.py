@@ -19,9 +19,13 @@ CASES: Cases = {
         lambda: [*TRAIN, "--network.kind=unet"],
         ["unet is a network for denoisers", "small, resnet, whitened or wide"],
     ),
-    "train: a ladder without its network": (
-        lambda: ["train", "denoiser", *TRAIN[2:], "--noise.objective=dsm"],
-        ["dsm and network refinenet belong together"],
+    "train: a ladder for a network that is told the noise": (
+        lambda: ["train", "denoiser", *TRAIN[2:], "--noise.objective=dsm", "--network.kind=ddpm"],
+        ["not told the noise", "unet or refinenet, not ddpm"],
+    ),
+    "train: a network that is not told the noise": (
+        lambda: ["train", "denoiser", *TRAIN[2:], "--network.kind=refinenet"],
+        ["train it with --noise.objective=dsm"],
     ),
     "train: no noise": (lambda: ["train", "denoiser", *TRAIN[2:], "--noise.t_max=0"], ["t_max must lie in (0, 1]"]),
     "train: bridges beyond the noise": (

@@ -275,6 +275,17 @@ def test_a_denoiser_can_be_trained_and_purifies(lustral):
     assert lustral("purify", "in.npy", "out.npy", "--purification.denoiser=net.safetensors", *SMALL) == 0
 
 
+def test_a_network_that_is_not_told_the_noise_has_one_field_for_all_levels(lustral):
+    options = ["--noise.objective=dsm", "--network.width=4", "--recipe.steps=3", "--recipe.batch=8"]
+    assert lustral("train", "denoiser", "field.safetensors", *options) == 0
+    model, card = weights.load("field.safetensors", "denoiser")
+    assert (card.architecture["type"], card.architecture["net"]["type"]) == ("NCSN", "UNet")
+    x, levels = digits(2).x, (0.05, 0.2)
+    fields = [(model(x, torch.full((2,), sigma)) - x) / sigma for sigma in levels]
+    torch.testing.assert_close(*fields, atol=1e-5, rtol=1e-4)
+    assert fields[0].abs().max() > 1e-3
+
+
 def test_a_whitened_network_is_fitted_to_the_training_images(lustral):
     x = np.random.default_rng(0).uniform(size=(60, 3, 12, 12)).astype(np.float32).cumsum(axis=3) / 12
     np.savez("images.npz", x=x, y=np.arange(60) % 3)

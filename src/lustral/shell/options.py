@@ -200,7 +200,8 @@ class Noise:
     """What noise a denoiser learns to remove, and how errors are weighed."""
 
     objective: Literal["log-uniform", "edm", "ddpm", "dsm", "v"] = "log-uniform"
-    """edm, ddpm (noise prediction), dsm (NCSN, refinenet), v; log-uniform: EDM's weights, every octave alike."""
+    """edm, ddpm (noise prediction), v; dsm: NCSN, whose network (unet or refinenet) is not told the noise, as ADP's is
+    not; log-uniform: EDM's weights, every octave alike."""
     t_max: float = 0.3
     """The largest noise, as a time in (0, 1] of the VP process. A purifier needs none beyond its t*."""
 

@@ -59,6 +59,7 @@ def _groups(channels: int) -> int:
 class UNet(nn.Module):
     """``net(x [b, channels, h, w], conditioning [b]) -> [b, channels, h, w]``, h and w multiples of patch·2^(levels-1).
 
+    Without ``conditioning`` it is not told the noise, as NCSNv2's networks are not.
     ``mult`` gives the width of each level as a multiple of ``width``; ``attention`` lists the levels that attend. The
     network works on ``patch`` × ``patch`` pixels at a time, folded into channels, which divides its cost by patch².
     """
@@ -101,7 +102,8 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last[-1].weight)
         nn.init.zeros_(self.last[-1].bias)
 
-    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Tensor | None = None) -> Tensor:
+        conditioning = x.new_zeros(len(x)) if conditioning is None else conditioning
         emb = self.embed(embedding(conditioning, self.width))
         h = self.first(self.fold(x))
         skips = [h]

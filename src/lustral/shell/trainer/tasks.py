@@ -152,11 +152,16 @@ def _classifier(asked: Asked, channels: int, classes: int) -> dict[str, Any]:
 
 def _denoiser(asked: Asked, channels: int, spread: float) -> dict[str, Any]:
     net, objective = asked.network, asked.noise.objective
-    if (objective == "dsm") != (net.kind == "refinenet"):
-        raise UserError("Objective dsm and network refinenet belong together: choose both or neither.")
+    limits = {"sigma_min": SIGMA_MIN, "sigma_max": _limit(asked.noise)}
     if objective == "dsm":
-        inner = {"type": "RefineNet", "channels": channels, "width": _width(net, 128)}
-        return {"type": "NCSN", "net": inner, "sigma_min": SIGMA_MIN, "sigma_max": _limit(asked.noise)}
+        if net.kind not in (None, "unet", "refinenet"):
+            raise UserError(
+                f"Objective dsm trains a network that is not told the noise: unet or refinenet, not {net.kind}."
+            )
+        refinenet = {"type": "RefineNet", "channels": channels, "width": _width(net, 128)}
+        return {"type": "NCSN", "net": refinenet if net.kind == "refinenet" else _inner(net, channels)[0], **limits}
+    if net.kind == "refinenet":
+        raise UserError("refinenet is not told the noise; train it with --noise.objective=dsm.")
     inner, scale = _inner(net, channels)
     if objective in ("ddpm", "v"):
         schedule = {"type": "VP", "t_max": asked.noise.t_max}
@@ -166,7 +171,6 @@ def _denoiser(asked: Asked, channels: int, spread: float) -> dict[str, Any]:
             "schedule": schedule,
             "time_scale": scale,
         }
-    limits = {"sigma_min": SIGMA_MIN, "sigma_max": _limit(asked.noise)}
     return {"type": "EDM", "net": inner, "sigma_data": spread, **limits}
 
 
