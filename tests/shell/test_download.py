@@ -2,17 +2,15 @@
 
 import gzip
 import hashlib
-import re
 import struct
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from lustral.core.errors import UserError
 from lustral.shell.images import data, download
+from mirror import Mirror, serving
 
 N = {"train": 12, "t10k": 3}
 
@@ -33,52 +31,12 @@ FILES = idx("train") | idx("t10k")
 LARGE = "train-images-idx3-ubyte.gz"
 
 
-class Mirror(ThreadingHTTPServer):
-    """A file server that notes what it was asked for; ``cuts`` are the bytes after which connections break."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cuts, self.asked, self.ranges = dict(FILES), [], [], True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/sets/"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Mirror
-
-    def do_GET(self):
-        name, asked = self.path.removeprefix("/sets/"), self.headers.get("Range")
-        self.server.asked.append((name, asked))
-        content = self.server.files.get(name)
-        if content is None:
-            return self.send_error(404)
-        first = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.server.ranges else 0
-        if first and first >= len(content):
-            return self.send_error(416)
-        self.send_response(206 if first else 200)
-        if first:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - first))
-        self.end_headers()
-        left = self.server.cuts.pop(0) if self.server.cuts and name == LARGE else len(content)
-        self.wfile.write(content[first : first + left])
-
-    def log_message(self, *_):
-        """Silence."""
-
-
 @pytest.fixture
 def mirror(monkeypatch) -> Iterator[Mirror]:
     sums = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
     monkeypatch.setitem(download.ORIGINS, "mnist", download.Origin("http://127.0.0.1:1/nobody", sums))
-    with Mirror() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(FILES, LARGE) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -192,7 +150,7 @@ def test_a_folder_is_copied_from_after_a_check(mirror, place, tmp_path):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (None, "Cannot reach .*; check the network, or name a folder or a mirror .* with --from"),
+        (None, "Cannot reach .*; check the network, or name another mirror or a folder .* with --from"),
         ("ftp://127.0.0.1/", "neither a folder nor an address with http"),
         ("nowhere", f"nowhere lacks {LARGE}; .* can be used as --data nowhere"),
     ],

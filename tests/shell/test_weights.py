@@ -1,15 +1,20 @@
+import hashlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+import lustral
 from components import scramble
 from digits import digits
+from lustral.classifiers.small import SmallCNN
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
+from lustral.denoisers.preconditioning import EDM
 from lustral.shell import weights
 from lustral.shell.images import data
+from mirror import serving
 
 CARD = weights.Card(
     name="own",
@@ -121,6 +126,41 @@ def test_a_path_goes_before_a_suggestion(tmp_path):
     assert weights.find(str(tmp_path / "a.safetensors")) == tmp_path / "a.safetensors"
     with pytest.raises(UserError, match="Did you mean 'digits-cnn'"):
         weights.find("digits-cn")
+
+
+def test_anything_is_loaded_by_its_name(tmp_path, monkeypatch):
+    """Shipped, or in the weights folder; a name that ships keeps its meaning."""
+    monkeypatch.setenv("LUSTRAL_WEIGHTS", str(tmp_path))
+    for name in ("own", "digits-cnn"):
+        weights.save(tmp_path / f"{name}.safetensors", net(), CARD)
+    assert isinstance(lustral.load("own"), EDM)
+    assert isinstance(lustral.load("digits-cnn"), SmallCNN)
+    assert isinstance(lustral.load("digits-unet"), EDM)
+
+
+def test_weights_from_the_network_are_checked_by_their_card_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUSTRAL_WEIGHTS", str(tmp_path / "kept"))
+    weights.save(tmp_path / "net.safetensors", net(), CARD)
+    files = {name: (tmp_path / name).read_bytes() for name in ("net.json", "net.safetensors")}
+    card = hashlib.sha256(files["net.json"]).hexdigest()
+    images = digits(2).x, torch.tensor([0.1, 0.2])
+    with serving(files, "net.safetensors") as server:
+        address = f"{server.url}net.json#sha256={card}"
+        server.cuts = [1000]  # the connection breaks once
+        fetched = lustral.load(address)
+        assert torch.equal(fetched(*images), lustral.load(str(tmp_path / "net.safetensors"))(*images))
+        asked = len(server.asked)
+        lustral.load(address)
+        assert len(server.asked) == asked
+        with pytest.raises(UserError, match="published checksum"):
+            lustral.load(f"{server.url}net.json#sha256={'0' * 64}")
+        with pytest.raises(UserError, match="named by card and checksum"):
+            lustral.load(f"{server.url}net.safetensors")
+        server.files["net.safetensors"] = b"something else"
+        (tmp_path / "kept" / card / "net.safetensors").unlink()
+        with pytest.raises(UserError, match="published checksum .* put a copy"):
+            lustral.load(address)
+    assert torch.equal(fetched(*images), lustral.load(str(tmp_path / "net.safetensors"))(*images))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".pkl", ".bin"])

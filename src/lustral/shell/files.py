@@ -1,12 +1,28 @@
 """Files that are whole or absent, and one sentence for what goes wrong."""
 
+import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..core.errors import UserError
+
+
+def cache(kind: str) -> Path:
+    """Where data or weights are kept: the environment's LUSTRAL_DATA or LUSTRAL_WEIGHTS, or the user's cache."""
+    chosen = os.environ.get(f"LUSTRAL_{kind.upper()}")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        place = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        place = Path.home() / "Library" / "Caches"
+    else:
+        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return place / "lustral" / kind
 
 
 @contextmanager
@@ -32,6 +48,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def checksum(path: Path, algorithm: str) -> str:
+    """The hexadecimal digest of a file's content (for checking, not for secrets)."""
+    with saying(path, "read"), open(path, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 @contextmanager

@@ -13,6 +13,11 @@ def data(name: str, split: str = "test") -> Data:
     return datasets.load(name, split)
 
 
+def load(name: str) -> nn.Module:
+    """The frozen classifier or denoiser that a name, a path or an address (…/NAME.json#sha256=…) means."""
+    return weights.load(name, weights.card(weights.find(name)).kind)[0]
+
+
 def classifier(name: str) -> nn.Module:
     """A frozen classifier (images in [0, 1] → logits): a name from ``lustral list``, or a file with its card."""
     return weights.load(name, "classifier")[0]

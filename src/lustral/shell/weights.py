@@ -1,8 +1,8 @@
 """Networks on disk: safetensors with a card beside them. Nothing executes code from a file."""
 
-import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -26,7 +26,8 @@ from ..denoisers.nets.ddpmpp import DDPMpp
 from ..denoisers.nets.refinenet import RefineNet
 from ..denoisers.nets.unet import UNet
 from ..schedules import VP, DiscreteVP
-from .files import replacing, saying, write_text
+from . import transport
+from .files import cache, checksum, replacing, saying, write_text
 
 # What a card may name. A card is data: names outside these tables are refused.
 ARCHITECTURES: dict[str, Callable[..., Any]] = {
@@ -49,6 +50,9 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
     "DiscreteVP.linear": DiscreteVP.linear,
     "DiscreteVP.cosine": DiscreteVP.cosine,
 }
+
+
+OWN_COPY = "put a copy of the file and its card into a folder and name its path"
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def save(path: Path, model: nn.Module, card: Card) -> Card:
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     with replacing(path) as scratch:
         scratch.write_bytes(to_bytes(state))
-        sha256 = _sha256(scratch)
+        sha256 = checksum(scratch, "sha256")
     facts = asdict(card) | {"sha256": sha256, "parameters": sum(p.numel() for p in model.parameters())}
     return describe(path, Card(**facts))
 
@@ -111,21 +115,43 @@ def describe(path: Path, about: Card) -> Card:
 
 
 def zoo() -> dict[str, Path]:
-    """The weights that ship with Lustral, by name."""
-    folder = Path(str(files("lustral") / "zoo"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    """The weights that have a name: those that ship with Lustral, and those in the weights folder."""
+    places = cache("weights"), Path(str(files("lustral") / "zoo"))
+    return {path.stem: path for place in places for path in sorted(place.glob("*.safetensors"))}
 
 
 def find(name: str) -> Path:
-    """The weights file that a name or a path means."""
+    """The weights file that a name, a path or an address means."""
     if name in zoo():
         return zoo()[name]
+    if name.startswith(("http://", "https://")):
+        return _fetched(name)
     path = Path(name)
     if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin"):
         raise UserError(f"{name} is a pickle, which can run code when loaded; convert its tensors to .safetensors.")
     if path.suffix == ".safetensors" or path.exists():
         return path
     raise unknown("weights", name, zoo())
+
+
+def _fetched(address: str) -> Path:
+    """Weights from the network, kept in the weights folder.
+
+    The address is that of their card and ends with the card's #sha256=…; the card knows the checksum of the weights.
+    """
+    url, _, sha256 = address.partition("#sha256=")
+    if not (url.endswith(".json") and re.fullmatch("[0-9a-f]{64}", sha256)):
+        raise UserError(
+            f"Weights from the network are named by card and checksum, …/NAME.json#sha256=…, not {address}."
+        )
+    about = cache("weights") / sha256 / url.rpartition("/")[2]
+    if not about.exists():
+        transport.download(url, about, sha256, "sha256", OWN_COPY)
+    path = about.with_suffix(".safetensors")
+    if not path.exists():
+        there = url.removesuffix(".json") + ".safetensors"
+        transport.download(there, path, card(path).sha256, "sha256", OWN_COPY)
+    return path
 
 
 def card(path: Path) -> Card:
@@ -150,8 +176,7 @@ def load(name: str, kind: str) -> tuple[nn.Module, Card]:
     about = card(path)
     if about.kind != kind:
         raise UserError(f"{name} is a {about.kind}, but a {kind} is needed here.")
-    with saying(path, "read"):
-        found = _sha256(path)
+    found = checksum(path, "sha256")
     if found != about.sha256:
         raise UserError(
             f"{path} is damaged or was changed: its sha256 is {found[:12]}…, its card says {about.sha256[:12]}…."
@@ -164,14 +189,6 @@ def load(name: str, kind: str) -> tuple[nn.Module, Card]:
         reason = str(e).splitlines()[0]
         raise UserError(f"{path} does not hold the network that its card describes ({reason}); train it again.") from e
     return model.eval().requires_grad_(False), about
-
-
-def _sha256(path: Path) -> str:
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            h.update(block)
-    return h.hexdigest()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -1,8 +1,6 @@
 """Labelled images with stable ids and fixed splits: a standard set, a folder, an .npz file, a set of Hugging Face's."""
 
 import difflib
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,12 @@ from ...core import check
 from ...core.errors import UserError, unknown
 from ...evaluate.protocol import Data
 from ...training.batches import as_floats
-from ..files import saying
+from ..files import cache, saying
 from . import imagefolder, readers
 from .splits import SPLITS, Labelled, Parts
 
 DIGITS_TRAIN, DIGITS_VALIDATION = 1200, 200
 NAMES = ("digits", *readers.FORMS)
-FOLDER = "LUSTRAL_DATA"
 HUGGINGFACE = "hf:"
 
 
@@ -47,15 +44,7 @@ def load_bytes(name: str, split: str = "test") -> Data:
 
 def folder() -> Path:
     """Where standard sets are kept: the environment's LUSTRAL_DATA, or the user's cache."""
-    if os.environ.get(FOLDER):
-        return Path(os.environ[FOLDER]).expanduser()
-    if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "lustral" / "data"
+    return cache("data")
 
 
 def standard(name: str, places: list[Path] | None = None) -> Parts | None:

@@ -1,25 +1,16 @@
 """Fetching standard image sets as they were published: resumed where it stopped, checked, whole or absent."""
 
-import hashlib
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from email.message import Message
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from ...core.errors import UserError, unknown
-from ..files import replacing, saying
-from ..terminal import progress
+from .. import transport
+from ..files import checksum, replacing
 from . import data
 from .readers import IDX
 
-CHUNK = 2**18
-TIMEOUT = 30.0
-ATTEMPTS = 10  # in a row without a new byte ends it at once
+ELSEWHERE = "name another mirror or a folder that has the file with --from"
 
 
 @dataclass(frozen=True)
@@ -75,10 +66,11 @@ def fetch(name: str, folder: Path, source: str | None = None) -> bool:
     if not missing or _in_another_form(name, folder):
         return False
     for file in missing:
+        md5 = origin.md5[file]
         if "://" not in source:
-            _copy(Path(source).expanduser() / file, folder / file, origin.md5[file], name)
+            _copy(Path(source).expanduser() / file, folder / file, md5, name)
         elif source.startswith(("http://", "https://")):
-            _download(f"{source.rstrip('/')}/{file}", folder / file, origin.md5[file])
+            transport.download(f"{source.rstrip('/')}/{file}", folder / file, md5, "md5", ELSEWHERE)
         else:
             raise UserError(f"{source} is neither a folder nor an address with http:// or https://; name one of them.")
     return True
@@ -97,10 +89,7 @@ def _in_another_form(name: str, folder: Path) -> bool:
 
 def _md5(path: Path) -> str | None:
     """MD5, because that is what is published; None without the file."""
-    if not path.is_file():
-        return None
-    with saying(path, "read"), open(path, "rb") as f:
-        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return checksum(path, "md5") if path.is_file() else None
 
 
 def _copy(source: Path, target: Path, md5: str, name: str) -> None:
@@ -113,89 +102,3 @@ def _copy(source: Path, target: Path, md5: str, name: str) -> None:
         raise UserError(f"{source} does not have the published checksum; find another copy of it.")
     with replacing(target) as scratch:
         shutil.copyfile(source, scratch)
-
-
-def _download(url: str, target: Path, md5: str) -> None:
-    """Fetches into a .part file, which stays where the connection breaks, and gets its name after its checksum."""
-    part = target.with_name(f"{target.name}.part")
-    with saying(part, "write"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(ATTEMPTS):
-            before = _size(part)
-            if _continue(url, part):
-                break
-            if _size(part) <= before:
-                raise _broken(url, part)
-        else:
-            raise _broken(url, part)
-        if _md5(part) != md5:
-            part.unlink()
-            raise UserError(
-                f"{target.name} from {url} does not have the published checksum and was removed; "
-                "try again, or name another mirror with --from."
-            )
-        with open(part, "rb") as f:
-            os.fsync(f.fileno())
-        part.replace(target)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _broken(url: str, part: Path) -> UserError:
-    return UserError(
-        f"The connection to {url} broke after {_size(part) / 1e6:.1f} MB; run the same command again, "
-        "which goes on from there."
-    )
-
-
-def _continue(url: str, part: Path) -> bool:
-    """One connection that appends to the .part file what it lacks; whether the file is then complete."""
-    have = _size(part)
-    request = Request(url, headers={"User-Agent": "lustral", **({"Range": f"bytes={have}-"} if have else {})})
-    try:
-        reply = urlopen(request, timeout=TIMEOUT)
-    except HTTPError as e:
-        e.close()
-        if e.code == 416:  # nothing lies beyond what is there: it is complete, or the checksum will say otherwise
-            return True
-        raise UserError(f"{url} answered {e.code} {e.reason}; name another mirror or a folder with --from.") from e
-    except (URLError, HTTPException, OSError, ValueError) as e:
-        reason = str(getattr(e, "reason", None) or e or type(e).__name__)
-        kept = f"; the first {have / 1e6:.1f} MB are kept" if have else ""
-        raise UserError(
-            f"Cannot reach {url} ({reason}{kept}); check the network, or name a folder or a mirror that has the file "
-            "with --from."
-        ) from e
-    with reply:
-        goes_on = reply.status == 206 and _start(reply.headers) == have
-        if reply.status == 206 and not goes_on:  # another part than was asked for
-            part.unlink(missing_ok=True)
-            return False
-        first = have if goes_on else 0
-        length = reply.headers.get("Content-Length")
-        total = first + int(length) if (length or "").isdigit() else None
-        with open(part, "ab" if goes_on else "wb") as f, progress() as bar:
-            task = bar.add_task(f"fetching {part.stem}", total=total or 0, completed=first)
-            _pour(reply.read1, f.write, lambda n: bar.advance(task, n))
-    return total is None or _size(part) >= total
-
-
-def _start(headers: Message) -> int | None:
-    """Where a part starts: Content-Range is 'bytes START-END/TOTAL'."""
-    start = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(start) if start.isdigit() else None
-
-
-def _pour(read: Callable[[int], bytes], write: Callable[[bytes], int], advance: Callable[[int], None]) -> None:
-    """Moves bytes until there are no more or the connection breaks; what has come is kept."""
-    while True:
-        try:
-            chunk = read(CHUNK)
-        except (HTTPException, OSError):
-            return
-        if not chunk:
-            return
-        write(chunk)
-        advance(len(chunk))
