@@ -8,7 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from components import scramble
 from lustral.core.noise import Key
+from lustral.denoisers.nets.unet import GroupNorm
 from lustral.training.adbm import ADBM
 from lustral.training.addt import ADDT
 from lustral.training.adversarial import PGDAT, TRADES
@@ -172,6 +174,23 @@ def test_training_with_an_accelerator_is_training_alone():
     losses = finish(one, CrossEntropy())
     again = train(two, CrossEntropy(), source(), RECIPE, workers=Accelerator(cpu=True))
     assert [now.loss for now in again] == losses
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [5, 12, 48])
+def test_compiled_normalisation_is_torchs(channels, layout):
+    """By sums over channels and a product that spreads them over groups: values and gradients of the eager one."""
+    rng, norm = Key(3).rng(3), scramble(GroupNorm(channels)).requires_grad_(True)
+    x = (3 + rng.fold("x").normal(torch.empty(3, channels, 4, 6))).contiguous(memory_format=layout)
+    seen = []
+    for call in (norm, torch.compile(norm, backend="aot_eager")):
+        norm.zero_grad()
+        leaf = x.clone().requires_grad_()
+        out = call(leaf)
+        out.backward(rng.fold("seed").normal(x))
+        seen.append((out.detach(), leaf.grad, norm.weight.grad, norm.bias.grad))
+    for eager, compiled in zip(*seen, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
