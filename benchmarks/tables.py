@@ -55,9 +55,10 @@ def matrix(found: dict) -> str:
     cells = {(row["system"], row["stage"]): row for row in shown}
     rows = []
     for system in dict.fromkeys(row["system"] for row in shown):
-        worst = cells[system, "worst"]
-        mark = "*" if worst["held"] else ""
-        number = f"**{percent(worst['accuracy'])}**{mark} {100 * worst['low']:.0f}–{100 * worst['high']:.0f}"
+        number = "—"  # without a suite there is no worst case
+        if worst := cells.get((system, "worst")):
+            mark = "*" if worst["held"] else ""
+            number = f"**{percent(worst['accuracy'])}**{mark} {100 * worst['low']:.0f}–{100 * worst['high']:.0f}"
         accuracies = [
             percent(cells[system, stage]["accuracy"]) if (system, stage) in cells else "—" for stage in stages
         ]

@@ -1,4 +1,4 @@
-"""What a step of training costs, as ratios within one run: ``python -m benchmarks.training [forms] [processes]``.
+"""What a step of training costs, as ratios within one run: ``python -m benchmarks.training [forms] [processes] [--net NAME]``.
 
     forms       the step in every form that the recipe offers, against plain float32: channels first, eager, AdamW and
                 the average one tensor after the other, memory given back; and where the time of both goes. Parts of a
@@ -113,10 +113,10 @@ class Form:
         return self.pipe.recv()
 
 
-def forms(rounds: int) -> bool:
-    """Ratios of every form for every network; whether the best of each reaches the bar."""
+def forms(rounds: int, only: str = "") -> bool:
+    """Ratios of every form for every network whose name begins so; whether the best of each reaches the bar."""
     good = True
-    for net in NETS:
+    for net in (name for name in NETS if name.startswith(only)):
         rows, fastest, gain = [[PLAIN, "", "1.00"]], PLAIN, 0.0
         for form in FORMS:  # two processes at a time, so that memory is no matter
             made = {name: Form(net, name) for name in (PLAIN, form)}
@@ -188,7 +188,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["forms", "processes"], help="forms, processes")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--net", default="", help="forms: only networks whose names begin so, like cifar10-unet")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    passed = [forms(given.rounds) if what == "forms" else processes() for what in given.what]
+    passed = [forms(given.rounds, given.net) if what == "forms" else processes() for what in given.what]
     sys.exit(not all(passed))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lustral.shell.cli import main
@@ -35,3 +36,14 @@ def test_what_is_no_run_or_no_denoiser_is_refused(run, lustral, capfd):
     assert lustral("detect", str(run), "--denoiser=digits-cnn") == 2
     assert "digits-cnn is a classifier, but a denoiser is needed" in capfd.readouterr().err
     assert not Path("detection.json").exists()
+    assert lustral("detect", str(run), "--sigma=0") == 2
+    assert "knows noise of sigma 0.01 to 1, not 0; choose --sigma" in capfd.readouterr().err
+
+
+def test_a_denoiser_for_other_images_is_refused(run, lustral, capfd):
+    x = np.random.default_rng(0).uniform(size=(8, 3, 8, 8)).astype(np.float32)
+    np.savez("images.npz", x=x, y=np.arange(8) % 2)
+    options = ["--data=images.npz", "--network.width=4", "--recipe.steps=1", "--recipe.batch=4"]
+    assert lustral("train", "denoiser", "colour.safetensors", *options) == 0
+    assert lustral("detect", str(run), "--denoiser=colour.safetensors") == 2
+    assert "takes images of shape [3, 8, 8], the run's are [1, 8, 8]" in capfd.readouterr().err

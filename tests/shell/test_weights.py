@@ -133,6 +133,8 @@ def test_anything_is_loaded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("LUSTRAL_WEIGHTS", str(tmp_path))
     for name in ("own", "digits-cnn"):
         weights.save(tmp_path / f"{name}.safetensors", net(), CARD)
+    (tmp_path / "cardless.safetensors").write_bytes(b"of something else")
+    assert "cardless" not in weights.zoo()
     assert isinstance(lustral.load("own"), EDM)
     assert isinstance(lustral.load("digits-cnn"), SmallCNN)
     assert isinstance(lustral.load("digits-unet"), EDM)

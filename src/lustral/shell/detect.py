@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from ..core.errors import unknown
-from ..core.noise import Key, Rng
+from ..core.errors import UserError, unknown
+from ..core.noise import Key
 from ..denoisers.base import Denoiser
 from ..evaluate.detection import Seen, detect
 from ..purifiers.adaptive import UnitField
@@ -28,6 +27,9 @@ def statistic(denoiser: Denoiser, kind: str, sigma: float) -> Statistic:
         raise unknown("statistic", kind, STATISTICS)
     if kind in NORMS:
         return score_norm(denoiser, kind)
+    if not denoiser.sigma_min <= sigma <= denoiser.sigma_max:
+        known = f"{denoiser.sigma_min:g} to {denoiser.sigma_max:g}"
+        raise UserError(f"This denoiser knows noise of sigma {known}, not {sigma:g}; choose --sigma from there.")
     field = UnitField(denoiser, sigma)
     return lambda x, rng: torch.linalg.vector_norm(field(x).flatten(1), dim=1)
 
@@ -36,25 +38,26 @@ def statistic(denoiser: Denoiser, kind: str, sigma: float) -> Statistic:
 def run(place: Path, name: str, kind: str, sigma: float) -> list[Seen]:
     """Every stage whose candidates the ledger holds; writes detection.json and detection.png beside it."""
     planned = plan.load(place, Resources())
-    measure = statistic(weights.load(name, "denoiser")[0], kind, sigma)
     key, data = Key(planned.options.seed).fold("detection"), planned.data
-
-    def scores(x: Tensor, rng: Rng) -> Tensor:
-        return by_parts(measure, x, rng)
-
-    clean = dict(zip(data.ids.tolist(), scores(data.x, key.rng(data.ids)).tolist(), strict=True))
+    denoiser, about = weights.load(name, "denoiser")
+    if about.image != list(data.x.shape[1:]):
+        shape = list(data.x.shape[1:])
+        raise UserError(f"{name} takes images of shape {about.image}, the run's are {shape}; choose another.")
+    measure = statistic(denoiser, kind, sigma)
+    clean = dict(zip(data.ids.tolist(), by_parts(measure, data.x, key.rng(data.ids)).tolist(), strict=True))
     seen = []
     with Ledger(place / "ledger.sqlite") as ledger:
         for job in planned.jobs:
             ids = sorted(ledger.done(job.system.name, job.stage.name))
             if job.stage.bound is None or len(ids) < 2:
                 continue
-            attacked = scores(ledger.candidates(job.system.name, job.stage.name, ids), key.rng(torch.tensor(ids)))
+            x = ledger.candidates(job.system.name, job.stage.name, ids)
+            attacked = by_parts(measure, x, key.rng(torch.tensor(ids)))
             found = detect(torch.tensor([clean[image] for image in ids]), attacked)
             seen.append(Seen(job.system.name, job.stage.name, len(ids), found))
     made = [s._asdict() | {"found": s.found._asdict()} for s in seen]
-    about = {"denoiser": name, "statistic": kind, "sigma": sigma if kind == "field" else None, "stages": made}
-    write_text(place / "detection.json", json.dumps(about, indent=1) + "\n")
+    told = {"denoiser": name, "statistic": kind, "sigma": sigma if kind == "field" else None, "stages": made}
+    write_text(place / "detection.json", json.dumps(told, indent=1) + "\n")
     _draw(place / "detection.png", seen, f"{kind} of {name}")
     return seen
 

@@ -115,9 +115,10 @@ def describe(path: Path, about: Card) -> Card:
 
 
 def zoo() -> dict[str, Path]:
-    """The weights that have a name: those that ship with Lustral, and those in the weights folder."""
+    """The weights that have a name: those that ship with Lustral, and those in the weights folder with their cards."""
     places = cache("weights"), Path(str(files("lustral") / "zoo"))
-    return {path.stem: path for place in places for path in sorted(place.glob("*.safetensors"))}
+    found = (path for place in places for path in sorted(place.glob("*.safetensors")))
+    return {path.stem: path for path in found if path.with_suffix(".json").exists()}
 
 
 def find(name: str) -> Path:
