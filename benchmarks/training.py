@@ -1,4 +1,4 @@
-"""What a step of training costs, as ratios within one run: ``python -m benchmarks.training [forms] [processes] [--net NAME]``.
+"""What a step of training costs, as ratios within one run: ``python -m benchmarks.training [forms] [processes]``.
 
     forms       the step in every form that the recipe offers, against plain float32: channels first, eager, AdamW and
                 the average one tensor after the other, memory given back; and where the time of both goes. Parts of a
