@@ -1,0 +1,46 @@
+"""The networks for CIFAR-10, each on one core, from the folder that `lustral data cifar10` made.
+
+python -m benchmarks.cifar10_training FOLDER [NAME …]
+
+Trains what is not there yet, all or those that are named, and prints what they took. Interrupted, it goes on where it
+stopped. Networks that others start from or are guided by come first in the list.
+"""
+
+import sys
+from pathlib import Path
+
+from benchmarks import trainings
+
+COMMON = " --data=cifar10 --recipe.flip=true --recipe.channels_last=true --threads=1"
+FIT = " --split=fit"  # leaves the validation images out, on which settings are tuned
+SGD = " --recipe.optimiser=sgd --recipe.weight_decay=1e-3 --recipe.schedule=linear --recipe.warmup=0.2 --recipe.clip=0"
+SGD += " --recipe.batch=128 --recipe.crop=3" + COMMON
+DENOISER = FIT + COMMON + " --network.width=48 --recipe.batch=64 --recipe.lr=1.5e-3 --recipe.ema=0.9995"
+# ADDT's optimiser and average, for all that start from the same denoiser, as for digits.
+TUNED = FIT + COMMON + " --network.start=FOLDER/cifar10-unet.safetensors --noise.t_max=0.15 --recipe.schedule=constant"
+TUNED += " --recipe.lr=2e-4 --recipe.ema_power=0.75 --recipe.ema=0.9999 --recipe.weight_decay=1e-6 --recipe.beta1=0.95"
+TUNED += " --recipe.batch=64 --recipe.steps=1500"
+EPS = f" --adversary.eps={8 / 255}"
+GUIDED = TUNED + EPS + " --adversary.guide=FOLDER/cifar10-whitened.safetensors"
+COMMANDS = {
+    "cifar10-whitened": "classifier --network.kind=whitened --network.activation=gelu --network.mirror=true"
+    " --smoothing=0.2 --recipe.lr=0.1 --recipe.steps=7020" + SGD,
+    "cifar10-resnet": "classifier --network.kind=resnet --network.width=32 --network.activation=gelu --smoothing=0.1"
+    " --recipe.lr=0.1 --recipe.steps=5850" + SGD + FIT,
+    "cifar10-trades": "trades --network.kind=resnet --network.width=24 --network.activation=silu --adversary.steps=3"
+    " --recipe.lr=0.05 --recipe.steps=4680" + EPS + SGD + FIT,
+    "cifar10-unet": "denoiser --noise.t_max=0.15 --recipe.steps=24000" + DENOISER,
+    "cifar10-field": "denoiser --noise.objective=dsm --noise.t_max=0.2 --recipe.steps=12000" + DENOISER,
+    "cifar10-longer": "denoiser" + TUNED,
+    "cifar10-addt": "addt" + GUIDED,
+    "cifar10-adbm": "adbm" + GUIDED,
+}
+TRAININGS = {name: command.split() for name, command in COMMANDS.items()}
+
+if __name__ == "__main__":
+    place, names = Path(sys.argv[1]), sys.argv[2:]
+    if unknown := set(names) - set(TRAININGS):
+        sys.exit(f"There is no training {', '.join(sorted(unknown))}; choose from {', '.join(TRAININGS)}.")
+    chosen = {name: TRAININGS[name] for name in names or TRAININGS}
+    trainings.train(chosen, place)
+    print(trainings.summary(chosen, place))
