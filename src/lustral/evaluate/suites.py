@@ -14,6 +14,7 @@ from ..attacks.deviated import Deviated
 from ..attacks.estimators import SPSA, Growing, LowPass
 from ..attacks.fab import FAB
 from ..attacks.gradients import Estimator, Gradient, KnownNoise, Selection, Victim, blind, bpda, exact, surrogate
+from ..attacks.guide import guides
 from ..attacks.losses import cross_entropy, dlr_toward, margin
 from ..attacks.pgd import PGD, RandomSign
 from ..attacks.search import Attack, Restarts
@@ -198,7 +199,8 @@ def attacks(at: Setting) -> dict[str, Attack]:
     """What ``quick`` and ``standard`` consist of; for a deterministic classifier that is AutoAttack's standard set."""
     size, found = at.size, {}
     if not at.bare:
-        sources = (at.undefended, *((KnownNoise(at.system.defence, TWIN),) if at.system.random else ()))
+        twin = (KnownNoise(at.system.defence, TWIN),) if at.system.random else ()
+        sources = (at.undefended, *guides(at.system.defence.purifier), *twin)
         own = APGD(at.threat, Gradient(Checkpointed(at.budget)), margin, min(30, size.iterations), patience=0)
         found["transfer"] = Transfer(own, sources, at.looking)
         found["apgd-bpda"] = at.apgd(bpda(at.eot), steps=min(40, size.iterations))

@@ -118,6 +118,10 @@ class Robust:
         if min(self.class_weight, self.latent_weight) < 0:
             raise UserError("The weights of guidance cannot be negative.")
 
+    def classify(self, x: Tensor) -> Tensor:
+        """The guide's own logits."""
+        return self.classifier.head(self.classifier.features(x))
+
     def __call__(self, y: Tensor, sigma: Tensor, x: Tensor, rng: Rng) -> Tensor:
         goal = self.classifier.features(x)
         verdict = self.classifier.head(goal.detach()).argmax(dim=1, keepdim=True)

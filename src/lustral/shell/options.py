@@ -18,7 +18,7 @@ LossName = Literal["cross-entropy", "margin", "dlr"]
 StageName = Literal[
     "clean", "null", "blind", "bpda", "exact", "fixed", "known init", "known step", "spsa", "bpda signs", "joint score",
     "joint full", "low-frequency", "deviated", "held level", "lowered norm",
-    "surrogate", "square", "apgd", "stadv",
+    "surrogate", "guide", "square", "apgd", "stadv",
 ]  # fmt: skip
 
 

@@ -35,6 +35,7 @@ STAGES = {
     "held level": "Level held",
     "lowered norm": "Lowered norm",
     "surrogate": "Surrogate",
+    "guide": "The guide fooled",
     "known init": "Initial noise known",
     "known step": "Step noise known",
     "stadv": "StAdv",

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..attacks.apgd import APGD
+from ..attacks.composed import Transfer
 from ..attacks.deviated import Deviated
 from ..attacks.estimators import SPSA, Displacement, Joint, LowPass, SignVoted
 from ..attacks.gradients import Estimator, Gradient, Selection, blind, bpda, exact, surrogate
+from ..attacks.guide import guides
 from ..attacks.levels import HeldLevel, LoweredNorm, statistic
 from ..attacks.losses import LOSSES
 from ..attacks.pgd import PGD, RandomSign
@@ -73,6 +75,14 @@ def _levels(m: Making, adjoint: type[HeldLevel] | type[LoweredNorm]) -> Attack:
     return m.pgd(Gradient(adjoint(adjoint=Checkpointed(m.budget)), m.eot), m.select)
 
 
+def _guide(m: Making) -> Attack:
+    found = guides(m.system.defence.purifier)
+    if not found:
+        raise UserError("Stage 'guide' attacks the classifier that guides a purifier; only agdm has one.")
+    own = APGD(m.threat, exact(1), m.loss, m.search.steps)
+    return Transfer(m.restarted(own), found, m.select or Selection())
+
+
 def _surrogate(m: Making) -> Attack:
     if m.system.surrogate is None:
         raise UserError("Stage 'surrogate' halves the steps of a diffusion; this purifier has none to halve.")
@@ -97,9 +107,10 @@ ATTACKS: dict[str, Callable[[Making], Attack | None]] = {
     "held level": lambda m: _levels(m, HeldLevel),
     "lowered norm": lambda m: _levels(m, LoweredNorm),
     "surrogate": _surrogate,
+    "guide": _guide,
     "square": lambda m: Square(m.threat, 50 * m.search.steps, m.loss, m.select or Selection()),
     "apgd": lambda m: m.restarted(APGD(m.threat, m.exact(), m.loss, m.search.steps, select=m.select)),
     "stadv": lambda m: StAdv(Flow(1), m.exact(), m.loss, m.search.steps, select=m.select or Selection()),
 }
 PURIFIED = {"bpda signs", "joint score", "joint full", "deviated", "surrogate", "known init", "known step"}
-PURIFIED |= {"held level", "lowered norm"}
+PURIFIED |= {"held level", "lowered norm", "guide"}
