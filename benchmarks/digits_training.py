@@ -33,7 +33,7 @@ def evaluate(folder: Path) -> dict:
     """The standard suite over all of them; the configuration is written out beside the run."""
     config = folder / "suite.yaml"
     config.write_text(CONFIG.read_text(encoding="utf-8").replace("FOLDER", str(folder)), encoding="utf-8")
-    trainings.command("evaluate", str(folder / "run"), f"--config={config}", "--resources.batch=8")
+    trainings.command("evaluate", str(folder / "run"), f"--config={config}", "--resources.batch=16")
     return json.loads((folder / "run/results.json").read_text(encoding="utf-8"))
 
 
