@@ -12,6 +12,10 @@ def percent(value: float | None) -> str:
     return "—" if value is None else f"{100 * value:.1f}%"
 
 
+def interval(row: dict) -> str:
+    return f"{100 * row['low']:.0f}–{100 * row['high']:.0f}"
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -31,7 +35,7 @@ def main_table(found: dict) -> str:
                     row["system"],
                     f"**{row['stage']}**" if row["stage"] == "worst" else row["stage"],
                     percent(row["accuracy"]) + ("*" if row["held"] else ""),
-                    f"{100 * row['low']:.0f}–{100 * row['high']:.0f}",
+                    interval(row),
                     percent(row["null"]),
                     percent(looked["accuracy"]) if looked else "—",
                     percent(row["single_draw"][0]),
@@ -58,7 +62,7 @@ def matrix(found: dict) -> str:
         number = "—"  # without a suite there is no worst case
         if worst := cells.get((system, "worst")):
             mark = "*" if worst["held"] else ""
-            number = f"**{percent(worst['accuracy'])}**{mark} {100 * worst['low']:.0f}–{100 * worst['high']:.0f}"
+            number = f"**{percent(worst['accuracy'])}**{mark} {interval(worst)}"
         accuracies = [
             percent(cells[system, stage]["accuracy"]) if (system, stage) in cells else "—" for stage in stages
         ]

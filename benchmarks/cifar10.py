@@ -1,0 +1,76 @@
+"""The tables on CIFAR-10: every row of ROWS, one `lustral evaluate` after another, then the tables.
+
+python -m benchmarks.cifar10 FOLDER [ROW …]
+
+A row is a file of docs/results/cifar10/, some with a corruption in front. Says how much is done, by network calls, and
+how long the rest may take; interrupted, it goes on where it stopped. LUSTRAL_DATA names the folder of `lustral data`.
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import tables, trainings
+from lustral.shell import config, plan, runner
+from lustral.shell.images.corruptions import CORRUPTIONS
+from lustral.shell.options import Resources
+
+CONFIGS = Path(__file__).parents[1] / "docs/results/cifar10"
+
+
+def rows() -> dict[str, tuple[Path, str | None]]:
+    """The configuration of every row, and its corruption."""
+    found = {path.stem: (path, None) for path in sorted(CONFIGS.glob("*.yaml"))}
+    corrupted, _ = found.pop("corruptions")
+    return found | {f"corruptions-{name}": (corrupted, f"{name}-3") for name in CORRUPTIONS}
+
+
+def cost(path: Path, corruption: str | None) -> float:
+    """Network rows that a row of a table takes, about."""
+    made = plan.make(replace(config.read(path), corruption=corruption), Resources())
+    return sum(runner.work(job) * job.images for job in made.jobs)
+
+
+def run(folder: Path, chosen: dict[str, tuple[Path, str | None]]) -> None:
+    """Runs what is not finished; the estimate of the time left is from the rows that this call ran."""
+    costs = {name: cost(*row) for name, row in chosen.items() if not (folder / name / "results.json").exists()}
+    started, done = time.monotonic(), 0.0
+    for n, (name, price) in enumerate(costs.items(), 1):
+        spent, share = time.monotonic() - started, done / sum(costs.values())
+        left = f", about {spent * (1 / share - 1) / 60:.0f} min left" if share else ""
+        print(f"row {n} of {len(costs)}, {name}: {share:.0%} of the network calls are done{left}", flush=True)
+        path, corruption = chosen[name]
+        extra = [] if corruption is None else [f"--corruption={corruption}"]
+        trainings.command("evaluate", str(folder / name), f"--config={path}", *extra)
+        done += price
+
+
+def page(folder: Path, name: str, config_file: Path) -> str:
+    """A row's table: every accuracy beside the published one of the same name, and what the run finds of itself."""
+    found = json.loads((folder / name / "results.json").read_text(encoding="utf-8"))
+    published = json.loads((CONFIGS / "published.json").read_text(encoding="utf-8")).get(name, {})
+    head = ["system", "stage", "accuracy, 95 %", "null control", "worst of 10", "majority of 10", "images", "calls"]
+    lines, sources = [], {}
+    for row in found["rows"]:
+        said = published.get(row["system"], {})
+        cells = [row["system"], row["stage"], f"{tables.percent(row['accuracy'])} {tables.interval(row)}"]
+        cells += map(tables.percent, (row["null"], row["worst_of"].get("10"), row["majority_of"].get("10")))
+        cells += [str(row["images"]), f"{row['forward'] + row['backward']:,}"]
+        if row["stage"] in said:
+            sources[f"- {row['system']}: {said['source']}"] = True
+        lines.append([*cells, f"{said[row['stage']]:.2f}" if row["stage"] in said else "—"])
+    title = config_file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    sheet = tables.table([*head, "published"], lines)
+    return "\n\n".join([f"## {title}", sheet, "\n".join(sources), tables.findings(found)])
+
+
+if __name__ == "__main__":
+    place, names = Path(sys.argv[1]), sys.argv[2:]
+    known = rows()
+    if unknown := set(names) - set(known):
+        sys.exit(f"There is no row {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
+    chosen = {name: known[name] for name in names or known}
+    run(place, chosen)
+    print("\n\n".join(page(place, name, path) for name, (path, _) in chosen.items()))

@@ -1,0 +1,24 @@
+"""Configurations: YAML files of what ``lustral evaluate --config`` takes, read without running them."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ..core.errors import UserError
+from .cli import evaluate
+from .files import saying
+from .options import Evaluation
+
+
+def read(path: Path) -> Evaluation:
+    """The evaluation that a file describes; what it leaves out is as on the command line."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(evaluate, skip={"out"})
+    with saying(path, "read"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        said = parser.instantiate(parser.parse_string(text))
+    except ArgumentError as e:
+        raise UserError(f"{path} is no configuration for `lustral evaluate`: {' '.join(str(e).split())}") from e
+    return Evaluation(**{field.name: said[field.name] for field in fields(Evaluation) if field.name in said})

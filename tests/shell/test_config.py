@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+
+from lustral.core.errors import UserError
+from lustral.shell import config, systems
+from lustral.shell.options import Classification, Purification
+
+RESULTS = Path(__file__).parents[2] / "docs/results"
+
+
+def test_a_configuration_says_what_the_command_line_would(tmp_path):
+    place = tmp_path / "row.yaml"
+    place.write_text(
+        "images: 7\nstages: [clean, null]\nsystems:\n"
+        "  adp: {purification: {method: adp, sigma: 0.1}, classification: {draws: 3, vote: majority}}\n"
+    )
+    found = config.read(place)
+    assert (found.images, found.seed, found.micro_batch, found.split) == (7, 0, 64, "test")
+    assert found.stages == ["clean", None]  # YAML's null, which a plan takes for the null control
+    assert found.systems["adp"].purification == Purification(method="adp", sigma=0.1)
+    assert found.systems["adp"].classification == Classification(vote="majority", draws=3)
+
+
+@pytest.mark.parametrize("text", ["imags: 7\n", "images: many\n", "{{{", "- 1\n"])
+def test_what_is_no_configuration_is_refused_in_a_sentence(tmp_path, text):
+    place = tmp_path / "row.yaml"
+    place.write_text(text)
+    with pytest.raises(UserError, match=r"row.yaml is no configuration for `lustral evaluate`: .*") as said:
+        config.read(place)
+    assert "\n" not in str(said.value)
+
+
+def test_a_configuration_that_is_not_there_is_said_to_be_missing(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml"):
+        config.read(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_of_the_results_are_read_and_every_option_means_something(path):
+    for entry in config.read(path).systems.values():
+        systems.check(entry.purification)
