@@ -1,6 +1,6 @@
 """Markdown tables of a run's results, as docs/results.md and docs/results/ have them.
 
-python -m benchmarks.tables RUN [main|matrix|pairs|risks|published|findings] [--against SYSTEM]
+python -m benchmarks.tables RUN [main|matrix|pairs|risks|published|costs|findings] [--against SYSTEM]
 """
 
 import argparse
@@ -107,19 +107,37 @@ def published(found: dict) -> str:
     return table(["system", *names], rows)
 
 
+def costs(found: dict) -> str:
+    """What every system's whole evaluation took, and one purification of a clean image."""
+    rows = []
+    for system in dict.fromkeys(row["system"] for row in found["rows"]):
+        mine = [row for row in found["rows"] if row["system"] == system]
+        clean = next((row for row in mine if row["stage"] == "clean"), None)
+        calls = f"{clean['forward'] / clean['images'] / clean['draws']:.1f}" if clean else "—"
+        spent = (f"{sum(row[way] for row in mine) / 1e6:.2f}" for way in ("forward", "backward"))
+        rows.append([system, calls, *spent, f"{sum(row['seconds'] for row in mine) / 60:.0f}"])
+    head = ["system", "calls a draw", "million rows forward", "million rows backward", "minutes of a core"]
+    return table(head, rows)
+
+
 def findings(found: dict) -> str:
-    """What is not green."""
-    rows = [
-        [system, finding["level"], finding["name"], finding["text"]]
-        for system, said in found["findings"].items()
-        for finding in said
-        if finding["level"] != "green"
-    ]
-    return table(["system", "level", "finding", "what it says"], rows)
+    """What is not green; systems of which the same is said share a line."""
+    who: dict[tuple[str, ...], list[str]] = {}
+    for system, said in found["findings"].items():
+        for finding in said:
+            if finding["level"] != "green":
+                who.setdefault((finding["level"], finding["name"], finding["text"]), []).append(system)
+    rows = [[level, name, ", ".join(systems), text] for (level, name, text), systems in sorted(who.items(), key=_worst)]
+    return table(["level", "finding", "systems", "what it says"], rows)
+
+
+def _worst(item: tuple[tuple[str, ...], list[str]]) -> tuple[bool, str]:
+    (level, name, _), _ = item
+    return level != "red", name
 
 
 TABLES = {"main": main_table, "matrix": matrix, "pairs": pairs, "risks": risks, "published": published}
-TABLES |= {"findings": findings}
+TABLES |= {"costs": costs, "findings": findings}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
