@@ -1,4 +1,4 @@
-"""The tables on CIFAR-10: every row of ROWS, one `lustral evaluate` after another, then the tables.
+"""The tables on CIFAR-10: one `lustral evaluate` after another, then the tables.
 
 python -m benchmarks.cifar10 FOLDER [ROW …]
 
@@ -9,7 +9,7 @@ how long the rest may take; interrupted, it goes on where it stopped. LUSTRAL_DA
 import json
 import sys
 import time
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from benchmarks import tables, trainings
@@ -27,15 +27,16 @@ def rows() -> dict[str, tuple[Path, str | None]]:
     return found | {f"corruptions-{name}": (corrupted, f"{name}-3") for name in CORRUPTIONS}
 
 
-def cost(path: Path, corruption: str | None) -> float:
-    """Network rows that a row of a table takes, about."""
-    made = plan.make(replace(config.read(path), corruption=corruption), Resources())
+@cache
+def cost(path: Path) -> float:
+    """Network rows that a configuration takes, about."""
+    made = plan.make(config.read(path), Resources())
     return sum(runner.work(job) * job.images for job in made.jobs)
 
 
 def run(folder: Path, chosen: dict[str, tuple[Path, str | None]]) -> None:
     """Runs what is not finished; the estimate of the time left is from the rows that this call ran."""
-    costs = {name: cost(*row) for name, row in chosen.items() if not (folder / name / "results.json").exists()}
+    costs = {name: cost(path) for name, (path, _) in chosen.items() if not (folder / name / "results.json").exists()}
     started, done = time.monotonic(), 0.0
     for n, (name, price) in enumerate(costs.items(), 1):
         spent, share = time.monotonic() - started, done / sum(costs.values())
