@@ -1,8 +1,10 @@
 """From options to objects: defences, attacks, stages."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..attacks.losses import LOSSES
 from ..attacks.search import Attack
@@ -13,6 +15,7 @@ from ..core.threat import L1, L2, Linf, Threat
 from ..defence import Defence
 from ..denoisers.base import FixedBatch, Meter
 from ..evaluate.protocol import Stage, System
+from . import device as devices
 from . import weights
 from .options import Classification, Purification, Resources, Search, ThreatModel
 from .stages import ATTACKS, PURIFIED, Making
@@ -31,11 +34,17 @@ def vote(options: Classification) -> votes.Vote:
     return VOTES[options.vote](options.draws)
 
 
-def system(name: str, how: Purification, judge: Classification, micro_batch: int | None = None) -> System:
+def system(
+    name: str, how: Purification, judge: Classification, micro_batch: int | None = None, device: str = "cpu"
+) -> System:
     """A named defence with a meter; with ``micro_batch``, its networks see exactly that many rows at a time."""
     if micro_batch is not None and micro_batch < 1:
         raise UserError(f"micro_batch must be at least 1, not {micro_batch}.")
-    fix = (lambda net: FixedBatch(net, micro_batch)) if micro_batch else (lambda net: net)
+
+    def fix(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        there = devices.on(device, net)
+        return FixedBatch(there, micro_batch) if micro_batch else there
+
     classifier, about = weights.load(judge.classifier, "classifier")
     meter = Meter()
     clean = cheaper = None
@@ -90,8 +99,9 @@ def stage(
 
 
 def prepare(resources: Resources) -> None:
-    """Sets the number of threads."""
+    """Sets the number of threads, and checks the device."""
     if resources.batch < 1 or resources.budget < 0 or (resources.threads is not None and resources.threads < 1):
         raise UserError("batch and threads must be at least 1, and the memory budget at least 0.")
+    devices.check(resources.device)
     if resources.threads:
         torch.set_num_threads(resources.threads)

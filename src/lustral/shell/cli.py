@@ -46,6 +46,7 @@ def purify_files(
     purification: Purification = Purification(),
     seed: int | None = None,
     batch: int = 64,
+    device: str = "cpu",
     show: Shown = Shown(),
 ) -> None:
     """Clean images: a PNG, JPEG, npy or npz file, or a folder of them; the same formats are written.
@@ -56,12 +57,13 @@ def purify_files(
         purification: How images are purified.
         seed: Seed of the noise; default: fresh noise that nobody can replay.
         batch: Images at a time; fewer where memory does not suffice.
+        device: Where networks compute: cpu, cuda, cuda:1.
         show: A film strip of it.
     """
     from . import commands
     from . import show as shower
 
-    for path in commands.purify(source, target, purification, seed, batch, show):
+    for path in commands.purify(source, target, purification, seed, batch, show, device):
         shower.done(path)
 
 

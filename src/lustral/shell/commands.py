@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..core.lanes import Lanes
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
 from . import build, folder, plan, strip, systems, weights
+from . import device as devices
 from .files import replacing, write_text
 from .images import data as datasets
 from .images import download, pictures
@@ -42,12 +44,19 @@ def data(name: str, place: Path | None, source: str | None) -> Iterator[str]:
 
 
 def purify(
-    source: Path, target: Path, how: Purification, seed: int | None, batch: int, shown: Shown | None = None
+    source: Path,
+    target: Path,
+    how: Purification,
+    seed: int | None,
+    batch: int,
+    shown: Shown | None = None,
+    device: str = "cpu",
 ) -> list[Path]:
     """Cleans the images of a file or a folder; ids of the noise are positions in the order of the files.
 
     Returns what it wrote: the target, and the film strip of the first file's first images if that was asked for.
     """
+    devices.check(device)
     if batch < 1:
         raise UserError(f"batch must be at least 1, not {batch}.")
     if how.method == "none":
@@ -56,7 +65,8 @@ def purify(
     if shown.images < 1:
         raise UserError(f"A film strip shows at least 1 image, not {shown.images}.")
     denoiser, about = weights.load(how.denoiser, "denoiser")
-    purifier = systems.purifier(how, systems.Networks(denoiser, about))
+    fix = partial(devices.on, device)
+    purifier = systems.purifier(how, systems.Networks(fix(denoiser), about, fix))
     jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
     judge = None if shown.classifier is None else _judge(shown.classifier, about)
@@ -134,7 +144,7 @@ def attack(
         raise UserError(
             f"Adversarial images are written as .npz; name the output so, for example {out.with_suffix('.npz')}."
         )
-    system = build.system("attacked", purification, classification)
+    system = build.system("attacked", purification, classification, device=resources.device)
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}.")
     chosen = datasets.load(data, "test")[:images]

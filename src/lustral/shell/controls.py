@@ -13,6 +13,7 @@ from ..evaluate import controls, suites
 from ..evaluate.findings import findings
 from ..evaluate.protocol import Job, Stage, System
 from . import build, results, runner, weights
+from .device import on
 from .images import data as datasets
 from .options import Resources
 
@@ -41,9 +42,9 @@ EXPECTED = {
 }
 
 
-def plan(threat: Threat, images: int) -> list[Job]:
+def plan(threat: Threat, images: int, device: str = "cpu") -> list[Job]:
     """The controls as systems under the quick suite; the first one is sound."""
-    classifier, _ = weights.load("digits-cnn", "classifier")
+    classifier = on(device, weights.load("digits-cnn", "classifier")[0])
     purifiers = {"shattered gradients": controls.shattered(), "rippled gradients": controls.rippled()}
     systems = [System(name, Defence(classifier, purifiers.get(name)), random=False) for name in EXPECTED]
     jobs = suites.jobs("quick", systems, threat, images)
@@ -65,7 +66,7 @@ def main(images: int, resources: Resources) -> list[Caught]:
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}.")
     data, threat, key = datasets.load("digits", "test")[:images], Linf(EPS), Key(0)
-    jobs = plan(threat, len(data.ids))
+    jobs = plan(threat, len(data.ids), resources.device)
     systems = list({job.system.name: job.system for job in jobs}.values())
     with tempfile.TemporaryDirectory() as scratch, runner.open_ledger(jobs, data, key, Path(scratch)) as ledger:
         runner.certify_all(systems, data, threat, key, ledger, resources, "standard")

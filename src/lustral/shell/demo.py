@@ -24,7 +24,7 @@ T_STAR, SWEPT = 0.1, "diffpure-ddpm"
 CURVE_IMAGES = 24
 
 
-def systems() -> dict[str, System]:
+def systems(device: str = "cpu") -> dict[str, System]:
     """Undefended, ADP, and DiffPure with two reverse processes, around the weights that ship with Lustral."""
     adp_vote = Classification(vote="mean-softmax", draws=4)
     # 10 steps instead of the reference's 100 at the same t*: on these images neither clean accuracy nor RMSE differs.
@@ -34,13 +34,13 @@ def systems() -> dict[str, System]:
         "diffpure-sde": (Purification(solver="sde", steps=10), Classification()),
         SWEPT: (Purification(solver="ddpm", steps=10, t_star=T_STAR), Classification()),
     }
-    return {name: build.system(name, how, judge, MICRO_BATCH) for name, (how, judge) in plans.items()}
+    return {name: build.system(name, how, judge, MICRO_BATCH, device) for name, (how, judge) in plans.items()}
 
 
 def plan(images: int, resources: Resources) -> tuple[list[Job], dict[tuple[str, str], tuple[str, float]]]:
     """The jobs, and for those on a curve which curve and where."""
     threat, jobs, curves = Linf(EPS), [], {}
-    for name, system in systems().items():
+    for name, system in systems(resources.device).items():
         stages = ("clean", "null", "exact") if name == "undefended" else LADDER
         votes = system.defence.vote.draws
         search = Search(steps=15, eot=1 if name == "undefended" else max(1, 8 // votes))
@@ -56,7 +56,8 @@ def plan(images: int, resources: Resources) -> tuple[list[Job], dict[tuple[str, 
             curves[name, called] = "eps", eps
     for t_star in (0.05, 0.15):
         name = f"{SWEPT}, t*={t_star:g}"
-        system = build.system(name, Purification(solver="ddpm", steps=10, t_star=t_star), Classification(), MICRO_BATCH)
+        how = Purification(solver="ddpm", steps=10, t_star=t_star)
+        system = build.system(name, how, Classification(), MICRO_BATCH, resources.device)
         few = min(images, CURVE_IMAGES)
         for stage in ("clean", "exact"):
             jobs.append(Job(system, build.stage(stage, system, threat, Search(steps=6, eot=4), resources, 8), few))

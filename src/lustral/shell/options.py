@@ -133,6 +133,8 @@ class Resources:
     """GiB of step graphs that the exact gradient may keep instead of recomputing."""
     threads: int | None = None
     """Cores: an evaluation runs a batch on each, other commands use them together; default: all."""
+    device: str = "cpu"
+    """Where networks compute: cpu, cuda, cuda:1. A run belongs to one; enlarge batch and micro_batch for a GPU."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     data = data._replace(x=as_floats(data.x))
     systems = []
     for name, entry in (options.systems or {_name(options.purification): _entry(options)}).items():
-        check(data, entry, system := build.system(name, entry.purification, entry.classification, options.micro_batch))
+        parts = entry.purification, entry.classification, options.micro_batch, resources.device
+        check(data, entry, system := build.system(name, *parts))
         systems.append(replace(system, random=draws_noise(system, data)))
     threat = build.threat(options.threat)
     return Plan(

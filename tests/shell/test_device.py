@@ -1,0 +1,88 @@
+"""Networks on another device. A machine without one has cpu:0, which goes the same way and is the same processor."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from lustral.attacks.apgd import APGD
+from lustral.attacks.gradients import exact
+from lustral.core.errors import UserError
+from lustral.core.noise import Key
+from lustral.core.threat import Linf
+from lustral.evaluate.protocol import Data, System
+from lustral.shell import build, commands
+from lustral.shell.device import OnDevice
+from lustral.shell.images import data as datasets
+from lustral.shell.options import Classification, Evaluation, Purification, Resources, Search, ThreatModel
+from lustral.shell.plan import make
+
+METHODS = {
+    "none": Purification(method="none"),
+    "diffpure": Purification(solver="ddpm", steps=2),
+    "agdm": Purification(method="agdm", solver="ddpm", steps=2),
+    "ssni": Purification(solver="ddpm", steps=3, ssni="logistic", norm="single"),
+}
+
+
+@pytest.fixture(scope="module")
+def few() -> Data:
+    return datasets.load("digits")[:4]
+
+
+def options(purification: Purification) -> Evaluation:
+    asked = "digits", 2, None, ["clean"], None, purification, Classification(), ThreatModel(), Search()
+    return Evaluation(*asked, draws=2, seed=0, micro_batch=4)
+
+
+def candidates(system: System, few: Data) -> torch.Tensor:
+    return APGD(Linf(0.2), exact(), steps=3).run(system.defence, few.x, few.y, Key(0).rng(few.ids)).x
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_network_of_a_system_goes_there_and_its_attack_is_the_same(method: str, few: Data):
+    here, there = (build.system("s", METHODS[method], Classification(), 4, device) for device in ("cpu", "cpu:0"))
+    assert torch.equal(candidates(here, few), candidates(there, few))
+
+
+class Elsewhere(torch.nn.Linear):
+    """Answers with zeros on the images' own device; what it was asked, and where it lies, can be seen."""
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        self.seen = [a.device.type for a in args]
+        return torch.zeros(2)
+
+
+def test_network_and_images_meet_on_the_device():
+    network = Elsewhere(2, 2)
+    out = OnDevice(network, "meta")(torch.zeros(2), torch.zeros(2))
+    assert network.weight.device.type == "meta" and network.seen == ["meta", "meta"]
+    assert out.device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_agrees_within_rounding(method: str, few: Data):
+    here, there = (build.system("s", METHODS[method], Classification(), 4, device) for device in ("cpu", "cuda"))
+    rng = Key(1).rng(few.ids)
+    torch.testing.assert_close(there.defence.logits(few.x, rng), here.defence.logits(few.x, rng), rtol=1e-3, atol=1e-3)
+    assert candidates(there, few).device.type == "cpu"
+
+
+def test_a_run_belongs_to_its_device(tmp_path: Path):
+    run = partial(commands.evaluate, options(METHODS["diffpure"]), tmp_path)
+    run(Resources(), None, None, False)
+    with pytest.raises(UserError, match=r"another run.*OnDevice"):
+        run(Resources(device="cpu:0"), None, None, False)
+
+
+def test_a_device_that_is_not_here_is_refused():
+    for device in ("nonsense", "cuda:99"):
+        with pytest.raises(UserError, match=f"no device '{device}' here"):
+            build.prepare(Resources(device=device))
+
+
+def test_plans_put_their_systems_there():
+    planned = make(options(METHODS["diffpure"]), Resources(device="cpu:0"))
+    assert planned.systems[0].defence.classifier.inner.device == "cpu:0"
