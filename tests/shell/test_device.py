@@ -57,7 +57,7 @@ class Elsewhere(torch.nn.Linear):
 def test_network_and_images_meet_on_the_device():
     network = Elsewhere(2, 2)
     out = OnDevice(network, "meta")(torch.zeros(2), torch.zeros(2))
-    assert network.weight.device.type == "meta" and network.seen == ["meta", "meta"]
+    assert [network.weight.device.type, *network.seen] == ["meta"] * 3
     assert out.device.type == "cpu"
 
 

@@ -67,16 +67,10 @@ def v_network(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, Tenso
     return v
 
 
-@dataclass(frozen=True)
-class FixedBatch:
-    """Calls a function of images (and sigma) with exactly ``size`` rows at a time, the last chunk padded.
-
-    Floating-point results of a network may depend on the batch that it sees. With every call alike they do not, so a
-    ledger comes out the same for any batch size. Rows are never mixed, so gradients pass through.
-    """
+class Wrapper:
+    """What is put around a denoiser, or another function of images; it is good for the same sigma."""
 
     inner: Callable[..., Tensor]
-    size: int
 
     @property
     def sigma_min(self) -> float:
@@ -85,6 +79,18 @@ class FixedBatch:
     @property
     def sigma_max(self) -> float:
         return self.inner.sigma_max
+
+
+@dataclass(frozen=True)
+class FixedBatch(Wrapper):
+    """Calls a function of images (and sigma) with exactly ``size`` rows at a time, the last chunk padded.
+
+    Floating-point results of a network may depend on the batch that it sees. With every call alike they do not, so a
+    ledger comes out the same for any batch size. Rows are never mixed, so gradients pass through.
+    """
+
+    inner: Callable[..., Tensor]
+    size: int
 
     def __call__(self, *args: Tensor) -> Tensor:
         n = len(args[0])
@@ -96,37 +102,21 @@ class FixedBatch:
 
 
 @dataclass(frozen=True)
-class Clipped:
+class Clipped(Wrapper):
     """A denoiser whose estimate is cut to [0, 1] (``clip_denoised``); nothing flows back where it was cut."""
 
     inner: Denoiser = field(metadata={"role": "weights"})
-
-    @property
-    def sigma_min(self) -> float:
-        return self.inner.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.inner.sigma_max
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.inner(x, sigma).clamp(0, 1)
 
 
 @dataclass(frozen=True)
-class Autocast:
+class Autocast(Wrapper):
     """Runs a denoiser in a lower precision (bf16 searches as well as float32 on trained networks)."""
 
     inner: Denoiser
     dtype: str = "bfloat16"
-
-    @property
-    def sigma_min(self) -> float:
-        return self.inner.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.inner.sigma_max
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         with torch.autocast(x.device.type, getattr(torch, self.dtype)):
@@ -171,19 +161,11 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Metered:
+class Metered(Wrapper):
     """A function of images whose rows are counted by a meter; results are untouched."""
 
     inner: Callable[..., Tensor]
     meter: Meter = runtime(None)
-
-    @property
-    def sigma_min(self) -> float:
-        return self.inner.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.inner.sigma_max
 
     def __call__(self, *args: Tensor) -> Tensor:
         out = self.inner(*args)

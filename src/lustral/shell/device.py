@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..defence import modules_in
+from ..denoisers.base import Wrapper
 
 
 @dataclass(frozen=True)
-class OnDevice:
+class OnDevice(Wrapper):
     """A function of images whose networks are moved to a device and compute there; results and gradients come back.
 
     An image of 32×32 is 12 KB, its passage through a network some GFLOP: the way there and back costs little.
@@ -23,14 +24,6 @@ class OnDevice:
     def __post_init__(self) -> None:
         for network in modules_in(self.inner):
             network.to(self.device)
-
-    @property
-    def sigma_min(self) -> float:
-        return self.inner.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.inner.sigma_max
 
     def __call__(self, *args: Tensor) -> Tensor:
         return self.inner(*(a.to(self.device) for a in args)).to(args[0].device)
