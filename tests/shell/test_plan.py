@@ -239,3 +239,20 @@ def test_several_systems_are_evaluated_and_compared_in_one_run(lustral):
     assert "fixed" not in {row["stage"] for row in found["rows"]}
     (test,) = found["paired"]
     assert {test["a"], test["b"]} == {"undefended", "twin"}
+
+
+def test_a_system_without_a_part_has_the_evaluations_and_so_when_run_again(lustral, capsys):
+    Path("parts.yaml").write_text(
+        "stages: [clean]\nimages: 2\ndraws: 2\nclassification: {vote: majority, draws: 2}\n"
+        "purification: {solver: one-shot}\nsystems:\n  named: {}\n"
+        "  judged: {classification: {vote: single}}\n  other: {purification: {solver: ddim, steps: 2}}\n"
+    )
+    assert lustral("evaluate", "run", "--config=parts.yaml") == 0
+    with Ledger(Path("run/ledger.sqlite")) as ledger:
+        described = ledger.spec()["systems"]
+    votes = {name: system["vote"]["type"].rsplit(".")[-1] for name, system in described.items()}
+    assert votes == {"named": "Majority", "judged": "Single", "other": "Majority"}
+    solvers = {name: system["purifier"]["sampler"]["type"].rsplit(".")[-1] for name, system in described.items()}
+    assert solvers == {"named": "OneShot", "judged": "OneShot", "other": "DDIM"}
+    assert lustral("verify", "run", "--images=1") == 0
+    assert "equal to the bit" in capsys.readouterr().out

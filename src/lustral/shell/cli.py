@@ -129,7 +129,7 @@ def evaluate(
         suite: smoke, quick, standard or gold: a fixed list of attacks with a version, so that a number says how it was
             found; replaces stages, search and draws.
         stages: Without a suite: what the defence faces, in order.
-        systems: Several defences by name (in YAML), in place of purification and classification.
+        systems: Several defences by name (in YAML), each with a purification and a classification, or those below.
         purification: How images are purified.
         classification: How they are classified.
         threat: What the attacker may change.

@@ -20,7 +20,7 @@ from .files import replacing, write_text
 from .images import data as datasets
 from .images import download, pictures
 from .ledger import Ledger
-from .options import Classification, Entry, Evaluation, Purification, Resources, Search, Shown, ThreatModel
+from .options import Classification, Evaluation, Purification, Resources, Search, Shown, ThreatModel
 from .report import render
 from .terminal import command, progress
 
@@ -148,7 +148,7 @@ def attack(
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}.")
     chosen = datasets.load(data, "test")[:images]
-    plan.check(chosen, Entry(purification, classification), system)
+    plan.check(chosen, classification.classifier, system)
     job = Job(system, build.stage(stage, system, build.threat(threat), search, resources, 20), len(chosen.ids))
     chunks = []
     with progress() as bar:

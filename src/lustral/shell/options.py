@@ -141,10 +141,10 @@ class Resources:
 class Entry:
     """One system of an evaluation of several."""
 
-    purification: Purification = Purification()
-    """How images are purified."""
-    classification: Classification = Classification()
-    """How they are classified."""
+    purification: Purification | None = None
+    """How images are purified; default: as the evaluation says for all."""
+    classification: Classification | None = None
+    """How they are classified; default: as the evaluation says for all."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A planned evaluation: options that say all of it, the jobs they mean, and how it is run, kept and checked again."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -42,9 +43,9 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     data = corrupt(data, options.corruption) if options.corruption else data
     data = data._replace(x=as_floats(data.x))
     systems = []
-    for name, entry in (options.systems or {_name(options.purification): _entry(options)}).items():
-        parts = entry.purification, entry.classification, options.micro_batch, resources.device
-        check(data, entry, system := build.system(name, *parts))
+    for name, how, judge in _named(options):
+        system = build.system(name, how, judge, options.micro_batch, resources.device)
+        check(data, judge.classifier, system)
         systems.append(replace(system, random=draws_noise(system, data)))
     threat = build.threat(options.threat)
     return Plan(
@@ -52,12 +53,13 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     )
 
 
-def _name(purification: Purification) -> str:
-    return purification.method if purification.method != "none" else "undefended"
-
-
-def _entry(options: Evaluation) -> Entry:
-    return Entry(options.purification, options.classification)
+def _named(options: Evaluation) -> Iterator[tuple[str, Purification, Classification]]:
+    """Every system's name and parts, those of the whole evaluation where its entry has none."""
+    if not options.systems:
+        method = options.purification.method
+        yield method if method != "none" else "undefended", options.purification, options.classification
+    for name, entry in (options.systems or {}).items():
+        yield name, entry.purification or options.purification, entry.classification or options.classification
 
 
 def _jobs(options: Evaluation, systems: list[System], threat: Threat, images: int, resources: Resources) -> list[Job]:
@@ -71,9 +73,9 @@ def _jobs(options: Evaluation, systems: list[System], threat: Threat, images: in
     ]
 
 
-def check(data: Data, entry: Entry, system: System) -> None:
+def check(data: Data, classifier: str, system: System) -> None:
     """Refuses data that the classifier does not know."""
-    about = weights.card(weights.find(entry.classification.classifier))
+    about = weights.card(weights.find(classifier))
     if list(data.x.shape[1:]) != about.image:
         raise UserError(f"{about.name} takes images of shape {about.image}, but the data has {list(data.x.shape[1:])}.")
     with torch.no_grad():
@@ -179,13 +181,14 @@ def load(out: Path, resources: Resources) -> Plan:
                 "classification": Classification(**stored["classification"]),
                 "threat": ThreatModel(**stored["threat"]),
                 "search": Search(**stored["search"]),
-                "systems": stored["systems"]
-                and {
-                    name: Entry(Purification(**entry["purification"]), Classification(**entry["classification"]))
-                    for name, entry in stored["systems"].items()
-                },
+                "systems": stored["systems"] and {name: _stored(entry) for name, entry in stored["systems"].items()},
             }
         )
     except (TypeError, KeyError) as e:
         raise UserError(f"{out / 'run.json'} is of another version of Lustral or damaged ({e}).") from e
     return make(options, resources)
+
+
+def _stored(entry: dict[str, dict | None]) -> Entry:
+    how, judge = entry["purification"], entry["classification"]
+    return Entry(how and Purification(**how), judge and Classification(**judge))

@@ -54,7 +54,7 @@ def run(
 ) -> list[Setting]:
     """Evaluates every setting on validation images into ``out``, and leaves a plot and a YAML of the best there."""
     settings = grid(purification, over)
-    systems = {name: Entry(how, classification) for name, how in settings.items()}
+    systems = {name: Entry(how) for name, how in settings.items()}
     stages = ["clean", "exact"]
     options = Evaluation(
         data, images, None, stages, systems, purification, classification, threat, search, draws, seed, 64, "validation"
