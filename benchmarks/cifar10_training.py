@@ -19,7 +19,7 @@ DENOISER = FIT + COMMON + " --network.width=48 --recipe.batch=64 --recipe.lr=1.5
 # ADDT's optimiser and average, for all that start from the same denoiser, as for digits.
 TUNED = FIT + COMMON + " --network.start=FOLDER/cifar10-unet.safetensors --noise.t_max=0.15 --recipe.schedule=constant"
 TUNED += " --recipe.lr=2e-4 --recipe.ema_power=0.75 --recipe.ema=0.9999 --recipe.weight_decay=1e-6 --recipe.beta1=0.95"
-TUNED += " --recipe.batch=64 --recipe.steps=1500"
+TUNED += " --recipe.batch=64 --recipe.steps=600"
 EPS = f" --adversary.eps={8 / 255}"
 GUIDED = TUNED + EPS + " --adversary.guide=FOLDER/cifar10-whitened.safetensors"
 COMMANDS = {
@@ -30,6 +30,8 @@ COMMANDS = {
     "cifar10-trades": "trades --network.kind=resnet --network.width=24 --network.activation=silu --adversary.steps=3"
     " --recipe.lr=0.05 --recipe.steps=4680" + EPS + SGD + FIT,
     "cifar10-unet": "denoiser --noise.t_max=0.15 --recipe.steps=24000" + DENOISER,
+    "cifar10-unet-6000": "denoiser --noise.t_max=0.15 --recipe.steps=6000" + DENOISER,
+    "cifar10-unet-1500": "denoiser --noise.t_max=0.15 --recipe.steps=1500" + DENOISER,
     "cifar10-field": "denoiser --noise.objective=dsm --noise.t_max=0.2 --recipe.steps=12000" + DENOISER,
     "cifar10-longer": "denoiser" + TUNED,
     "cifar10-addt": "addt" + GUIDED,
