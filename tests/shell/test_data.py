@@ -183,6 +183,7 @@ def test_folders_of_class_folders(tmp_path):
     assert train.ids.tolist() == train.x[:, 0, 0, 0].tolist() == order
     assert train.y.tolist() == [{1: 0, 2: 2, 3: 2}[i] for i in order]
     assert (test.x[:, 0, 0, 0].tolist(), test.y.tolist(), test.ids.tolist()) == ([4], [1], [0])
+    assert data.parts(str(tmp_path)).classes == ("ant", "bee", "cat")
     check_splits(str(tmp_path))
 
 
@@ -255,7 +256,8 @@ def test_hugging_faces_sets_are_read(hugging_face, tmp_path):
     for split, count in (("train", 20), ("test", 2)):
         pictures = [Image.new("L", (5, 4), i) for i in range(count)]
         columns = {"img": pictures, "fine_label": [i % 3 for i in range(count)]}
-        features = hugging_face.Features({"img": hugging_face.Image(), "fine_label": hugging_face.Value("int64")})
+        kinds = hugging_face.ClassLabel(names=["ant", "bee", "cat"])
+        features = hugging_face.Features({"img": hugging_face.Image(), "fine_label": kinds})
         (tmp_path / "set").mkdir(exist_ok=True)
         hugging_face.Dataset.from_dict(columns, features).to_parquet(tmp_path / "set" / f"{split}.parquet")
     name = f"hf:{tmp_path / 'set'}"
@@ -264,6 +266,7 @@ def test_hugging_faces_sets_are_read(hugging_face, tmp_path):
     assert train.x[:, 0, 0, 0].tolist() == list(range(20))
     assert train.y.tolist() == [i % 3 for i in range(20)]
     assert test.ids.tolist() == [20, 21]
+    assert data.parts(name).classes == ("ant", "bee", "cat")
     assert len(check_splits(name).ids) == 2
 
 

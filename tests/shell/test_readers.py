@@ -56,6 +56,8 @@ def test_sets_are_found_by_name(tmp_path, monkeypatch):
     put(tmp_path / "FashionMNIST" / "raw", zipped(idx_files()))
     for name in ("cifar10", "mnist", "fashion-mnist"):
         assert len(data.load(name, "train").ids) == N
+    called = {name: data.parts(name).classes for name in ("cifar10", "mnist", "fashion-mnist")}
+    assert (called["cifar10"][3], called["mnist"], called["fashion-mnist"][9]) == ("cat", (), "ankle boot")
     with pytest.raises(UserError, match="middle of an image"):
         data.load("cifar100")
     monkeypatch.setenv("LUSTRAL_DATA", str(tmp_path / "none"))

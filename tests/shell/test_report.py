@@ -194,6 +194,15 @@ def test_pictures_say_what_the_classifier_said():
     assert 'alt="attacked image: 8, wrong"' in html
 
 
+def test_labels_have_their_names_where_the_set_has_some():
+    found, shown = results(), pictures(systems=("adp",))
+    found["data"]["classes"] = ["zero", "one", *(f"class {i}" for i in range(2, 9))]
+    shown["y"], shown["adp/said"] = np.array([1, 9]), np.array([[1, 0, -1], [9, 9, 1]])
+    text = Page(render(found, shown)).words()
+    assert "one ✓ one ✗ zero ✗ abstained" in text
+    assert "9 ✓ 9 ✓ 9 ✗ one" in text  # a label beyond the names keeps its number
+
+
 def test_a_picture_that_nothing_purified_is_not_shown_twice():
     shown = pictures(systems=("undefended",))
     shown["undefended/purified"] = shown["undefended/attacked"]

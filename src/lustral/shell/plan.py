@@ -31,6 +31,8 @@ class Plan(NamedTuple):
     data: Data
     threat: Threat
     key: Key
+    classes: tuple[str, ...] = ()
+    """The names of the labels, where they have some."""
 
 
 def make(options: Evaluation, resources: Resources) -> Plan:
@@ -39,7 +41,8 @@ def make(options: Evaluation, resources: Resources) -> Plan:
         raise UserError(f"images must be at least 1, not {options.images}.")
     if options.suite is not None and options.suite not in suites.SIZES:
         raise unknown("suite", options.suite, suites.SIZES)
-    data = datasets.load_bytes(options.data, options.split)[: options.images]
+    source = datasets.parts(options.data)
+    data = source.pick(options.split, options.data)[: options.images]
     data = corrupt(data, options.corruption) if options.corruption else data
     data = data._replace(x=as_floats(data.x))
     systems = []
@@ -48,9 +51,8 @@ def make(options: Evaluation, resources: Resources) -> Plan:
         check(data, judge.classifier, system)
         systems.append(replace(system, random=draws_noise(system, data)))
     threat = build.threat(options.threat)
-    return Plan(
-        options, _jobs(options, systems, threat, len(data.ids), resources), systems, data, threat, Key(options.seed)
-    )
+    jobs = _jobs(options, systems, threat, len(data.ids), resources)
+    return Plan(options, jobs, systems, data, threat, Key(options.seed), source.classes)
 
 
 def _named(options: Evaluation) -> Iterator[tuple[str, Purification, Classification]]:
@@ -156,6 +158,7 @@ def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: boo
                 "split": options.split,
                 "images": max(len(ledger.done(job.system.name, job.stage.name)) for job in plan.jobs),
                 "sha256": ledger.spec()["data"]["x"]["sha256"],
+                "classes": list(plan.classes),
             },
             threat={"norm": options.threat.norm, "eps": options.threat.eps, "why": ""},
         )

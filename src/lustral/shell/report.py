@@ -42,7 +42,7 @@ class Tile(NamedTuple):
 
     src: str
     what: str
-    said: int | None
+    said: str | None
     right: bool | None
 
 
@@ -53,7 +53,7 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
     [k, 3] (``/said``: on clean, attacked, purified), frames [n, c, h, w] (``/trajectory``) and their rms distances to
     the clean image [n] (``/trajectory_norm``); ``y`` [k] has the true labels.
     """
-    withheld = results.get("withheld") or {}
+    withheld, names = results.get("withheld") or {}, (results.get("data") or {}).get("classes") or []
     rows, details, looks = results.get("rows") or [], results.get("details") or {}, _looks(results, pictures)
     main = {(row["system"], row["stage"]): row for row in rows if row.get("group", "main") == "main"}
     attacks = {
@@ -82,10 +82,10 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
         details=details,
         risks=_risks(details),
         published=_published(details),
-        classes=_classes(details),
+        classes=_classes(details, names),
         plots=plots(results, main, looks, pictures),
         gain=gain,
-        grids=[grid for look in looks.values() if (grid := _grid(look, pictures, gain, count))],
+        grids=[grid for look in looks.values() if (grid := _grid(look, pictures, gain, count, names))],
         strips=[strip for look in looks.values() if (strip := _strip(look, pictures))],
     )
 
@@ -235,13 +235,18 @@ def _published(details: dict) -> dict[tuple[str, str, str], dict]:
     return found
 
 
-def _classes(details: dict) -> dict[str, dict]:
+def _called(label: int, names: Sequence[str]) -> str:
+    """What people call a label; -1 is no label."""
+    return "abstained" if label == -1 else names[label] if label < len(names) else str(label)
+
+
+def _classes(details: dict, names: Sequence[str]) -> dict[str, dict]:
     """By class, in the order of their numbers: the accuracy of every system."""
     found: dict[str, dict] = {}
     for name, detail in details.items():
         for label, value in (detail.get("per_class") or {}).items():
-            found.setdefault(str(label), {})[name] = value
-    return dict(sorted(found.items(), key=lambda item: (int(item[0]) if item[0].isdecimal() else math.inf, item[0])))
+            found.setdefault(int(label), {})[name] = value
+    return {_called(label, names): found[label] for label in sorted(found)}
 
 
 def _histogram(right: Sequence[int], draws: int) -> list[int]:
@@ -274,7 +279,7 @@ def _gain(looks: Iterable[Look], pictures: dict[str, np.ndarray]) -> float:
     return float(f"{math.floor(0.5 / largest / scale + 1e-6) * scale:.2g}")
 
 
-def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float, count: int) -> dict | None:
+def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float, count: int, names: Sequence[str]) -> dict | None:
     """One system's first ``count`` pictures: a row per image of clean, attacked, amplified change and purified."""
     clean, attacked, purified = (pictures.get(f"{look.name}/{kind}") for kind in ("clean", "attacked", "purified"))
     if attacked is not None and np.array_equal(attacked, purified):
@@ -286,11 +291,15 @@ def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float, count: int) 
     asked = {"clean": 0, "attacked": 1, "purified": 2} if said is not None else {}
 
     def tile(what: str, i: int) -> Tile:
-        label = int(said[i][asked[what]]) if what in asked else None
-        return Tile(_png(columns[what][i]), what, label, None if label is None or y is None else label == int(y[i]))
+        if what not in asked:
+            return Tile(_png(columns[what][i]), what, None, None)
+        label = int(said[i][asked[what]])
+        return Tile(_png(columns[what][i]), what, _called(label, names), None if y is None else label == int(y[i]))
 
     count = min([count, *map(len, columns.values())]) if columns else 0
-    rows = [(None if y is None else int(y[i]), [tile(what, i) for what in columns]) for i in range(count)]
+    rows = [
+        (None if y is None else _called(int(y[i]), names), [tile(what, i) for what in columns]) for i in range(count)
+    ]
     return {"look": look, "columns": list(columns), "rows": rows} if rows else None
 
 

@@ -1,5 +1,6 @@
 """Image sets from Hugging Face, through their library ``datasets`` (extra ``huggingface``); it runs no foreign code."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ def read(name: str) -> Parts:
         tables["test"] = tables.pop("validation")
     if not tables:
         raise UserError(f"{name} has no split train, test or validation, but {', '.join(found)}; choose another set.")
-    return Parts.in_order({split: _labelled(table, name) for split, table in tables.items()}, by_order=False)
+    parts = Parts.in_order({split: _labelled(table, name) for split, table in tables.items()}, by_order=False)
+    table = next(iter(tables.values()))
+    names = getattr(table.features[_column(table, LABELS, name)], "names", None)
+    return replace(parts, classes=tuple(names or ()))
 
 
 def _labelled(table: Any, name: str) -> Labelled:

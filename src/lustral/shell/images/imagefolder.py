@@ -51,7 +51,7 @@ def read(root: Path) -> Parts:
         for split, paths in found.items()
         if paths
     }
-    return Parts(own | ({"test": own["train"]} if whole else {}))
+    return Parts(own | ({"test": own["train"]} if whole else {}), classes=tuple(names))
 
 
 def _first(root: Path, names: tuple[str, ...]) -> Path | None:

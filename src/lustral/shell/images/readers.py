@@ -8,6 +8,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -43,6 +44,13 @@ FORMS: dict[str, list[tuple[tuple[str, ...], Callable[[Files, str], Parts]]]] = 
     "mnist": [(IDX, lambda files, name: _idx_set(files, name))],
     "fashion-mnist": [(IDX, lambda files, name: _idx_set(files, name))],
 }
+CLASSES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "fashion-mnist": (
+        *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
+}
 # What `lustral data` fetched and checked comes first.
 HOMES = {
     "cifar10": ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-10-batches-py", "cifar-10-batches-bin"),
@@ -67,7 +75,8 @@ def published(place: Path, names: tuple[str, ...] = tuple(FORMS)) -> Parts | Non
             for wanted, read in FORMS[name]:
                 have = [file for file in wanted if file in present]
                 if len(have) == len(wanted):
-                    return read({file: present[file]() for file in wanted}, str(home))
+                    found = read({file: present[file]() for file in wanted}, str(home))
+                    return replace(found, classes=CLASSES.get(name, ()))
                 if 2 * len(have) > len(wanted) and lacking is None:
                     file = next(file for file in wanted if file not in present)
                     lacking = UserError(f"{home} lacks {file}; fetch the set again with `lustral data {name}`.")

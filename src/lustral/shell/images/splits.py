@@ -41,10 +41,14 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Parts:
-    """A set by its own splits, and how many of its last training images validate (None: a tenth, by hash)."""
+    """A set by its own splits, and how many of its last training images validate (None: a tenth, by hash).
+
+    ``classes`` are the names of its labels, where they have some.
+    """
 
     own: dict[str, Labelled]
     last: int | None = None
+    classes: tuple[str, ...] = ()
 
     @staticmethod
     def in_order(own: dict[str, Labelled], by_order: bool = True) -> "Parts":
