@@ -13,11 +13,13 @@ from pathlib import Path
 from benchmarks import trainings
 from lustral.shell import weights
 
-COMMON = " --data=cifar10 --recipe.flip=true --recipe.channels_last=true --threads=1"
+# Three to five times as fast as float32 on a CPU that computes in bfloat16, and slower than it on one that does not.
+COMMON = " --data=cifar10 --recipe.flip=true --recipe.precision=bfloat16 --threads=1"
 FIT = " --split=fit"  # leaves the validation images out, on which settings are tuned
 SGD = " --recipe.optimiser=sgd --recipe.weight_decay=1e-3 --recipe.schedule=linear --recipe.warmup=0.2 --recipe.clip=0"
-SGD += " --recipe.batch=128 --recipe.crop=3" + COMMON
+SGD += " --recipe.batch=128 --recipe.crop=3 --recipe.channels_last=true" + COMMON
 DENOISER = FIT + COMMON + " --network.width=48 --recipe.batch=64 --recipe.lr=1.5e-3 --recipe.ema=0.9995"
+DENOISER += " --recipe.compile=true"
 # ADDT's optimiser and average, for all that start from the same denoiser, as for digits.
 TUNED = FIT + COMMON + " --network.start=FOLDER/cifar10-unet.safetensors --noise.t_max=0.15 --recipe.schedule=constant"
 TUNED += " --recipe.lr=2e-4 --recipe.ema_power=0.75 --recipe.ema=0.9999 --recipe.weight_decay=1e-6 --recipe.beta1=0.95"

@@ -46,13 +46,15 @@ from lustral.training.recipe import Recipe
 
 BARS = {"forms": 1.6, "processes": 1.1}
 PLAIN = "plain"
-LAST = {"channels_last": True}
+LAST, BF16 = {"channels_last": True}, {"precision": "bfloat16"}
 FORMS = {
     "fused optimiser, average at once, memory kept": {},
     "… and channels last": LAST,
     "… and channels last, in 8 parts": LAST | {"accumulate": 8},
     "… and channels last, compiled": LAST | {"compile": True},
-    "… and channels last, bfloat16": LAST | {"precision": "bfloat16"},
+    "… and channels last, bfloat16": LAST | BF16,
+    "… and bfloat16": BF16,
+    "… and bfloat16, compiled": BF16 | {"compile": True},
 }
 NETS: dict[str, tuple[Callable[[], nn.Module], Objective, int]] = {
     "digits-unet (1×8×8)": (lambda: EDM(UNet(1, 16, (1, 2), 1, (), 2), 0.38), Denoising(), 8),

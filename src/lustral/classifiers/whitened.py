@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .resnet import Residual, activation_named, conv
+from .resnet import Residual, activation_named, channels_last, conv
 
 
 class Whitening(nn.Module):
@@ -70,6 +70,7 @@ class WhitenedResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The representation [b, 4·width] that the last layer sees."""
+        x = channels_last(x)
         features = self.body(self.first(x))
         if self.mirror and not self.training:
             features = (features + self.body(self.first(x.flip(3)))) / 2

@@ -113,14 +113,14 @@ class Clipped(Wrapper):
 
 @dataclass(frozen=True)
 class Autocast(Wrapper):
-    """Runs a denoiser in a lower precision (bf16 searches as well as float32 on trained networks)."""
+    """Runs a function of images (and sigma) in a lower precision; float64 stays what it is."""
 
-    inner: Denoiser
+    inner: Callable[..., Tensor]
     dtype: str = "bfloat16"
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
         with torch.autocast(x.device.type, getattr(torch, self.dtype)):
-            return self.inner(x, sigma).to(x)
+            return self.inner(x, *args).to(x)
 
 
 @dataclass(eq=False)

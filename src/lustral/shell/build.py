@@ -13,11 +13,11 @@ from ..core.errors import UserError, unknown
 from ..core.purifier import Purifier
 from ..core.threat import L1, L2, Linf, Threat
 from ..defence import Defence
-from ..denoisers.base import FixedBatch, Meter
+from ..denoisers.base import Autocast, FixedBatch, Meter
 from ..evaluate.protocol import Stage, System
 from . import device as devices
 from . import weights
-from .options import Classification, Purification, Resources, Search, ThreatModel
+from .options import Classification, Precision, Purification, Resources, Search, ThreatModel
 from .stages import ATTACKS, PURIFIED, Making
 from .systems import Networks, purifier
 
@@ -35,14 +35,19 @@ def vote(options: Classification) -> votes.Vote:
 
 
 def system(
-    name: str, how: Purification, judge: Classification, micro_batch: int | None = None, device: str = "cpu"
+    name: str,
+    how: Purification,
+    judge: Classification,
+    micro_batch: int | None = None,
+    device: str = "cpu",
+    precision: Precision = "float32",
 ) -> System:
     """A named defence with a meter; with ``micro_batch``, its networks see exactly that many rows at a time."""
     if micro_batch is not None and micro_batch < 1:
         raise UserError(f"micro_batch must be at least 1, not {micro_batch}.")
 
     def fix(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        there = devices.on(device, net)
+        there = devices.on(device, net if precision == "float32" else Autocast(net, precision))
         return FixedBatch(there, micro_batch) if micro_batch else there
 
     classifier, about = weights.load(judge.classifier, "classifier")

@@ -14,6 +14,7 @@ SetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion-mnist"]
 Norm = Literal["linf", "l2", "l1"]
 NetName = Literal["small", "resnet", "whitened", "wide", "unet", "ddpm", "ddpm++", "refinenet"]
 TaskName = Literal["classifier", "denoiser", "addt", "adbm", "pgd-at", "trades"]
+Precision = Literal["float32", "bfloat16"]
 LossName = Literal["cross-entropy", "margin", "dlr"]
 StageName = Literal[
     "clean", "null", "blind", "bpda", "exact", "fixed", "known init", "known step", "spsa", "bpda signs", "joint score",
@@ -242,3 +243,4 @@ class Evaluation:
     micro_batch: int | None
     split: str = "test"
     corruption: str | None = None
+    precision: Precision = "float32"

@@ -47,7 +47,7 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     data = data._replace(x=as_floats(data.x))
     systems = []
     for name, how, judge in _named(options):
-        system = build.system(name, how, judge, options.micro_batch, resources.device)
+        system = build.system(name, how, judge, options.micro_batch, resources.device, options.precision)
         check(data, judge.classifier, system)
         systems.append(replace(system, random=draws_noise(system, data)))
     threat = build.threat(options.threat)
@@ -153,6 +153,7 @@ def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: boo
             command=command,
             suite=options.suite and suites.title(options.suite),
             seed=options.seed,
+            precision=options.precision,
             data={
                 "name": _images(options),
                 "split": options.split,

@@ -22,8 +22,9 @@ out = Console() if Console().is_terminal else Console(width=140)
 def table(found: dict) -> None:
     """The results of a run, what it finds of itself, and what that withholds."""
     threat, images = found["threat"], found["data"]["images"]
-    suite = f", {found['suite']}" if found.get("suite") else ""
-    title = f"{found['title']}: {threat['norm']} eps = {threat['eps']:g}, {images} images, seed {found['seed']}{suite}"
+    asked = [found[name] for name in ("precision", "suite") if found.get(name)]
+    facts = [f"{threat['norm']} eps = {threat['eps']:g}", f"{images} images", f"seed {found['seed']}", *asked]
+    title = f"{found['title']}: {', '.join(facts)}"
     sheet = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("system", "stage"):
         sheet.add_column(name, no_wrap=True)

@@ -1,0 +1,58 @@
+"""Networks in bfloat16: all of a system's, for attacker and judge alike, within rounding of float32."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lustral.core.errors import UserError
+from lustral.core.noise import Key
+from lustral.shell import build, commands, folder
+from lustral.shell.images import data as datasets
+from lustral.shell.options import Classification, Evaluation, Purification, Resources, Search, ThreatModel
+
+METHODS = {
+    "none": Purification(method="none"),
+    "ddpm": Purification(solver="ddpm", steps=2),
+    "agdm": Purification(method="agdm", solver="ddpm", steps=2),
+    "ssni": Purification(solver="ddpm", steps=3, ssni="logistic", norm="single"),
+}
+ASKED = Evaluation(
+    *("digits", 4, None, ["clean", "exact"], None, METHODS["ddpm"], Classification(), ThreatModel()),
+    *(Search(steps=2, eot=1), 2, 0, 8),
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_network_rounds(method: str):
+    """A verdict of about ten layers, each of which rounds by 2⁻⁹: as generous as for one network."""
+    few = datasets.load("digits")[:8]
+    full, short = (
+        build.system("s", METHODS[method], Classification(), precision=precision).defence
+        for precision in ("float32", "bfloat16")
+    )
+    a, b = (defence.logits(few.x, Key(0).rng(few.ids)) for defence in (full, short))
+    assert b.dtype == torch.float32
+    assert not torch.equal(a, b)
+    assert (a - b).norm() < 0.1 * a.norm()
+
+
+def test_float64_stays_exact():
+    """Certificates measure gradients in float64, which nothing rounds."""
+    few = datasets.load("digits")[:4]
+    full, short = (
+        build.system("s", METHODS["ddpm"], Classification(), precision=precision).defence.double()
+        for precision in ("float32", "bfloat16")
+    )
+    a, b = (defence.logits(few.x.double(), Key(0).rng(few.ids)) for defence in (full, short))
+    assert torch.equal(a, b)
+
+
+def test_a_run_says_its_precision_and_belongs_to_it(tmp_path: Path):
+    found = commands.evaluate(replace(ASKED, precision="bfloat16"), tmp_path, Resources(), None, None, False)
+    assert found["precision"] == "bfloat16"
+    assert '<dt>Precision</dt><dd class="mono">bfloat16' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert folder.read_json(tmp_path / "run.json", "options")["precision"] == "bfloat16"
+    with pytest.raises(UserError, match=r"another run.*Autocast"):
+        commands.evaluate(ASKED, tmp_path, Resources(), None, None, False)
