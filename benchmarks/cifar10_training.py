@@ -28,14 +28,14 @@ EPS = f" --adversary.eps={8 / 255}"
 GUIDED = TUNED + EPS + " --adversary.guide=FOLDER/cifar10-whitened.safetensors"
 COMMANDS = {
     "cifar10-whitened": "classifier --network.kind=whitened --network.activation=gelu --network.mirror=true"
-    " --smoothing=0.2 --recipe.lr=0.1 --recipe.steps=7020" + SGD,
+    " --smoothing=0.2 --recipe.lr=0.1 --recipe.steps=9360 --check_every=1560" + SGD,
     "cifar10-resnet": "classifier --network.kind=resnet --network.width=32 --network.activation=gelu --smoothing=0.1"
     " --recipe.lr=0.1 --recipe.steps=5850" + SGD + FIT,
     "cifar10-trades": "trades --network.kind=resnet --network.width=24 --network.activation=silu --adversary.steps=3"
     " --recipe.lr=0.05 --recipe.steps=4680" + EPS + SGD + FIT,
-    "cifar10-unet": "denoiser --noise.t_max=0.15 --recipe.steps=24000" + DENOISER,
-    "cifar10-unet-6000": "denoiser --noise.t_max=0.15 --recipe.steps=6000" + DENOISER,
-    "cifar10-unet-1500": "denoiser --noise.t_max=0.15 --recipe.steps=1500" + DENOISER,
+    "cifar10-unet": "denoiser --noise.t_max=0.15 --recipe.steps=16000 --check_every=4000" + DENOISER,
+    "cifar10-unet-4000": "denoiser --noise.t_max=0.15 --recipe.steps=4000" + DENOISER,
+    "cifar10-unet-1000": "denoiser --noise.t_max=0.15 --recipe.steps=1000" + DENOISER,
     "cifar10-field": "denoiser --noise.objective=dsm --noise.t_max=0.2 --recipe.steps=12000" + DENOISER,
     "cifar10-longer": "denoiser" + TUNED,
     "cifar10-addt": "addt" + GUIDED,
