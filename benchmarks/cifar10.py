@@ -9,6 +9,7 @@ how long the rest may take; interrupted, it goes on where it stopped. LUSTRAL_DA
 import json
 import sys
 import time
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def page(folder: Path, name: str, config_file: Path) -> str:
     return "\n\n".join([f"## {title}", sheet, "\n".join(sources), tables.findings(found)])
 
 
+def bill(folder: Path, names: Iterable[str]) -> str:
+    """What every row took, and all together, whether they ran in one call or in many."""
+    found = {name: json.loads((folder / name / "results.json").read_text(encoding="utf-8"))["rows"] for name in names}
+    found["all"] = [row for rows in found.values() for row in rows]
+    lines = []
+    for name, rows in found.items():
+        passed = (f"{sum(row[way] for row in rows):,}" for way in ("forward", "backward"))
+        lines.append([name, *passed, f"{sum(row['seconds'] for row in rows) / 60:.0f}"])
+    return "## Cost\n\n" + tables.table(["row", "network calls forward", "backward", "minutes of a core"], lines)
+
+
 if __name__ == "__main__":
     place, names = Path(sys.argv[1]), sys.argv[2:]
     known = rows()
@@ -74,4 +86,4 @@ if __name__ == "__main__":
         sys.exit(f"There is no row {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
     chosen = {name: known[name] for name in names or known}
     run(place, chosen)
-    print("\n\n".join(page(place, name, path) for name, (path, _) in chosen.items()))
+    print(*(page(place, name, path) for name, (path, _) in chosen.items()), bill(place, chosen), sep="\n\n")

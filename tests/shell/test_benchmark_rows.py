@@ -1,0 +1,55 @@
+"""The runner of CIFAR-10's tables, on rows small enough to run here."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cifar10
+
+ROW = """# A title
+data: digits
+images: 2
+stages: [clean, blind]
+search: {steps: 1, eot: 1}
+draws: 10
+systems:
+  raw: {purification: {method: none}}
+  ddim: {purification: {solver: ddim, steps: 1}}
+"""
+PUBLISHED = {"small": {"raw": {"clean": 95.8, "source": "a paper"}}}
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    (tmp_path / "small.yaml").write_text(ROW, encoding="utf-8")
+    (tmp_path / "corruptions.yaml").write_text(ROW.replace(", blind", ""), encoding="utf-8")
+    (tmp_path / "published.json").write_text(json.dumps(PUBLISHED), encoding="utf-8")
+    monkeypatch.setattr(cifar10, "CONFIGS", tmp_path)
+    found = cifar10.rows()
+    assert len(found) == 1 + 15
+    return {name: found[name] for name in ("small", "corruptions-contrast")}
+
+
+def test_rows_run_once_and_have_a_page_and_a_bill(rows: dict, tmp_path: Path, capfd: pytest.CaptureFixture):
+    runs = tmp_path / "runs"
+    cifar10.run(runs, rows)
+    shown = capfd.readouterr().out
+    assert "row 1 of 2, small: 0% of the network calls are done\n" in shown
+    assert re.search(
+        r"row 2 of 2, corruptions-contrast: \d+% of the network calls are done, about \d+ min left\n", shown
+    )
+    page = cifar10.page(runs, "small", rows["small"][0])
+    assert page.startswith("## A title\n")
+    (line,) = (line for line in page.splitlines() if line.startswith("| raw | clean |"))
+    assert line.endswith("| 2 | 2 | 95.80 |")
+    assert "- raw: a paper" in page
+    assert json.loads((runs / "corruptions-contrast/run.json").read_text())["corruption"] == "contrast-3"
+    bill = cifar10.bill(runs, rows).splitlines()
+    assert [line.split(" | ")[0] for line in bill[4:]] == ["| small", "| corruptions-contrast", "| all"]
+    small, corrupted, both = (int(line.split(" | ")[1].replace(",", "")) for line in bill[4:])
+    assert small + corrupted == both
+    assert corrupted == 2 + 2 * 10  # one draw suffices where nothing is drawn
+    cifar10.run(runs, rows)
+    assert "row" not in capfd.readouterr().out
