@@ -33,9 +33,9 @@ COMMANDS = {
     " --recipe.lr=0.1 --recipe.steps=5850" + SGD + FIT,
     "cifar10-trades": "trades --network.kind=resnet --network.width=24 --network.activation=silu --adversary.steps=3"
     " --recipe.lr=0.05 --recipe.steps=4680" + EPS + SGD + FIT,
-    "cifar10-unet": "denoiser --noise.t_max=0.15 --recipe.steps=16000 --check_every=4000" + DENOISER,
-    "cifar10-unet-4000": "denoiser --noise.t_max=0.15 --recipe.steps=4000" + DENOISER,
-    "cifar10-unet-1000": "denoiser --noise.t_max=0.15 --recipe.steps=1000" + DENOISER,
+    "cifar10-unet": "denoiser --noise.t_max=0.15 --recipe.steps=12000 --check_every=3000" + DENOISER,
+    "cifar10-unet-3000": "denoiser --noise.t_max=0.15 --recipe.steps=3000" + DENOISER,
+    "cifar10-unet-750": "denoiser --noise.t_max=0.15 --recipe.steps=750" + DENOISER,
     "cifar10-field": "denoiser --noise.objective=dsm --noise.t_max=0.2 --recipe.steps=12000" + DENOISER,
     "cifar10-longer": "denoiser" + TUNED,
     "cifar10-addt": "addt" + GUIDED,
