@@ -1,8 +1,7 @@
 """What a step of training costs, as ratios within one run: ``python -m benchmarks.training [forms] [processes]``.
 
     forms       the step in every form that the recipe offers, against plain float32: channels first, eager, AdamW and
-                the average one tensor after the other, memory given back; and where the time of both goes. Parts of a
-                batch fit the cache; batch normalisation sees a part at a time then
+                the average one tensor after the other, memory given back; and where the time of both goes
     processes   two processes of one thread against one, on the same batches: time per image, half of it being perfect
 
 Every form alternates with plain float32, each in a process of its own, and the ratio is the median of the rounds' own.
@@ -50,7 +49,6 @@ LAST, BF16 = {"channels_last": True}, {"precision": "bfloat16"}
 FORMS = {
     "fused optimiser, average at once, memory kept": {},
     "… and channels last": LAST,
-    "… and channels last, in 8 parts": LAST | {"accumulate": 8},
     "… and channels last, compiled": LAST | {"compile": True},
     "… and channels last, bfloat16": LAST | BF16,
     "… and bfloat16": BF16,
