@@ -160,10 +160,10 @@ def names() -> None:
     for name, path in weights.zoo().items():
         about = weights.card(path)
         facts = ", ".join(f"{key} {value:g}" for key, value in about.measured.items())
-        line(f"{about.kind:<11}{name:<14}{about.parameters:,} parameters, {about.data}: {facts}")
+        line(f"{about.kind:<11}{name:<18}{about.parameters:,} parameters, {about.data}: {facts}")
     for name, system in METHODS.items():
-        line(f"{'method':<11}{name:<14}{system.about}")
-    line(f"{'wrapper':<11}{'ssni':<14}each image's own noise level, from its score norm (Sun et al. 2025)")
+        line(f"{'method':<11}{name:<18}{system.about}")
+    line(f"{'wrapper':<11}{'ssni':<18}each image's own noise level, from its score norm (Sun et al. 2025)")
     for kind, values in (("solver", Solver), ("vote", VoteName)):
         line(f"{kind:<11}{', '.join(values.__args__)}")
     line(f"{'suite':<11}{', '.join(suites.SIZES)}")
