@@ -51,7 +51,6 @@ FORMS = {
     "… and channels last": LAST,
     "… and channels last, compiled": LAST | {"compile": True},
     "… and channels last, bfloat16": LAST | BF16,
-    "… and channels last, bfloat16, compiled": LAST | BF16 | {"compile": True},
     "… and bfloat16": BF16,
     "… and bfloat16, compiled": BF16 | {"compile": True},
 }
