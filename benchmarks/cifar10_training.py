@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import trainings
 from lustral.shell import weights
 
-# Three to five times as fast as float32 on a CPU that computes in bfloat16, and slower than it on one that does not.
+# Two to three times as fast as float32 on a CPU that computes in bfloat16, and slower than it on one that does not.
 COMMON = " --data=cifar10 --recipe.flip=true --recipe.precision=bfloat16 --threads=1"
 FIT = " --split=fit"  # leaves the validation images out, on which settings are tuned
 SGD = " --recipe.optimiser=sgd --recipe.weight_decay=1e-3 --recipe.schedule=linear --recipe.warmup=0.2 --recipe.clip=0"
