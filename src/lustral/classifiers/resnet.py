@@ -28,7 +28,7 @@ def activation_named(name: str) -> nn.Module:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same images in the layout in which plain convolutional networks are fastest on CPUs, most of all in bfloat16."""
+    """The same images in the layout in which plain convolutional networks are fastest, most of all in bfloat16."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
