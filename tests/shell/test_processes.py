@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
+
+from lustral.shell import weights
+from lustral.shell.images import data
+from lustral.shell.trainer import measures
 
 OPTIONS = ["train", "denoiser", "--recipe.steps=12", "--recipe.batch=10", "--network.width=4", "--threads=1"]
 OPTIONS += ["--recipe.optimiser=sgd", "--recipe.lr=0.05"]
@@ -41,3 +46,10 @@ def test_the_averaged_network_is_measured_on_the_way(lustral):
         rows = list(csv.DictReader(f))
     assert [row["step"] for row in rows] == ["5", "10"]
     assert all(0 < float(row["rmse_at_0.1"]) < 1 for row in rows)
+
+
+def test_what_is_stored_in_half_precision_is_what_was_measured(lustral):
+    assert lustral(*OPTIONS, "--recipe.stored=float16", "--noise.t_max=0.1", "net.safetensors") == 0
+    assert {t.dtype for t in load_file("net.safetensors").values()} == {torch.float16}
+    model, card = weights.load("net.safetensors", "denoiser")
+    assert measures.denoising(model, data.load_bytes("digits", "test")) == card.measured

@@ -43,6 +43,20 @@ def test_what_is_saved_is_loaded_frozen_with_the_same_outputs(tmp_path):
     assert {p.name for p in place.parent.iterdir()} == {"own.safetensors", "own.json"}
 
 
+def test_half_the_bytes_hold_the_rounded_network_and_what_does_not_fit_stays(tmp_path):
+    place, model = tmp_path / "own.safetensors", net()
+    with torch.no_grad():
+        model.net.last[-1].bias.fill_(1e5)
+    weights.save(tmp_path / "whole.safetensors", model, CARD)
+    weights.save(place, model, CARD, half=True)
+    found, _ = weights.load(str(place), "denoiser")
+    for name, had in model.state_dict().items():
+        got = found.state_dict()[name]
+        assert got.dtype == torch.float32
+        assert torch.equal(got, had if name == "net.last.2.bias" else had.half().float())
+    assert place.stat().st_size < 0.7 * (tmp_path / "whole.safetensors").stat().st_size
+
+
 def test_lists_in_a_card_become_the_tuples_that_networks_expect():
     model = weights.build(CARD.architecture | {"net": CARD.architecture["net"] | {"attention": [1]}})
     assert sum("qkv" in name for name in model.state_dict()) > 0

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from ..classifiers.resnet import ResNet
 from ..classifiers.small import SmallCNN
@@ -98,9 +98,19 @@ def build(architecture: dict[str, Any], known: Mapping[str, Callable[..., Any]] 
         raise UserError(f"The card's description of {kind} does not fit this version of Lustral: {e}.") from e
 
 
-def save(path: Path, model: nn.Module, card: Card) -> Card:
-    """Writes ``path`` (.safetensors) and its card (.json), each whole or not at all; returns the completed card."""
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state in float16, but for tensors of whole numbers and those with numbers too large for it."""
+    small = {name: t.half() for name, t in state.items() if t.is_floating_point()}
+    return dict(state) | {name: t for name, t in small.items() if t.isfinite().all()}
+
+
+def save(path: Path, model: nn.Module, card: Card, half: bool = False) -> Card:
+    """Writes ``path`` (.safetensors) and its card (.json), each whole or not at all; returns the completed card.
+
+    With ``half`` the file holds numbers in float16; the network that is loaded from it computes in float32.
+    """
+    state = halved(model.state_dict()) if half else model.state_dict()
+    state = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     with replacing(path) as scratch:
         scratch.write_bytes(to_bytes(state))
         sha256 = checksum(scratch, "sha256")

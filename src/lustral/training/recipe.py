@@ -55,6 +55,8 @@ class Recipe:
     """Compile the network (torch.compile)."""
     channels_last: bool = False
     """Keep images and filters in channels-last order."""
+    stored: Literal["float32", "float16"] = "float32"
+    """How the finished weights are rounded and written; float16 halves the file."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation and the noise."""
 

@@ -107,6 +107,9 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
     history = _fit(task, source, recipe, checkpoint, identity, accelerator, Checks(task, held, check_every))
     if not accelerator.is_main_process:
         return None
+    half = recipe.stored == "float16"
+    if half:  # before the measurements, which are of what is written
+        task.model.load_state_dict(weights.halved(task.model.state_dict()))
     card = weights.Card(
         name=out.stem,
         kind=task.kind,
@@ -118,7 +121,7 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
         recipe=asdict(recipe) | {"images": asdict(choice), "task": asdict(asked)},
         versions=versions(),
     )
-    card = weights.save(out, task.model, card)
+    card = weights.save(out, task.model, card, half)
     write_text(out.with_suffix(".csv"), curves.table(history.rows))
     if history.checks:
         write_text(out.with_name(f"{out.stem}-checks.csv"), curves.checks(history.checks))
