@@ -7,6 +7,7 @@ how long the rest may take; interrupted, it goes on where it stopped. LUSTRAL_DA
 """
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterable
@@ -19,6 +20,8 @@ from lustral.shell.images.corruptions import CORRUPTIONS
 from lustral.shell.options import Resources
 
 CONFIGS = Path(__file__).parents[1] / "docs/results/cifar10"
+DETECTED, DETECTOR = "blind", ("--denoiser=cifar10-field", "--sigma=0.1")
+"""The row whose attacked images are to be told from clean ones, and how: by ADP's score norm."""
 
 
 def rows() -> dict[str, tuple[Path, str | None]]:
@@ -61,11 +64,35 @@ def page(folder: Path, name: str, config_file: Path) -> str:
         cells += map(tables.percent, (row["null"], row["worst_of"].get("10"), row["majority_of"].get("10")))
         cells += [str(row["images"]), f"{row['forward'] + row['backward']:,}"]
         if row["stage"] in said:
-            sources[f"- {row['system']}: {said['source']}"] = True
+            sources[f"- {row['system']}: {said['source']}. {said['why']}"] = True
         lines.append([*cells, f"{said[row['stage']]:.2f}" if row["stage"] in said else "—"])
     title = config_file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
     sheet = tables.table([*head, "published"], lines)
     return "\n\n".join([f"## {title}", sheet, "\n".join(sources), tables.findings(found)])
+
+
+def corruptions(folder: Path, names: Iterable[str]) -> str:
+    """One table for all corrupted rows: a line for each, a column for every system."""
+    found = {name: json.loads((folder / name / "results.json").read_text(encoding="utf-8"))["rows"] for name in names}
+    lines = {name.removeprefix("corruptions-"): [row["accuracy"] for row in rows] for name, rows in found.items()}
+    lines["mean"] = [statistics.mean(column) for column in zip(*lines.values(), strict=True)]
+    systems = [row["system"] for row in next(iter(found.values()))]
+    sheet = tables.table(["corruption", *systems], [[name, *map(tables.percent, line)] for name, line in lines.items()])
+    return f"## Common corruptions, severity 3\n\n{sheet}"
+
+
+def detect(folder: Path) -> str:
+    """How well attacked images are told from clean ones, measured if it has not been."""
+    place = folder / DETECTED / "detection.json"
+    if not place.exists():
+        trainings.command("detect", str(place.parent), *DETECTOR)
+    told = json.loads(place.read_text(encoding="utf-8"))
+    lines = []
+    for stage in told["stages"]:
+        value, low, high = stage["found"]["auroc"]
+        lines.append([stage["system"], stage["stage"], str(stage["images"]), f"{value:.3f} [{low:.3f}, {high:.3f}]"])
+    sheet = tables.table(["attacked system", "stage", "images", "AUROC, 95 %"], lines)
+    return f"## Detection by {told['statistic']} of {told['denoiser']} at sigma {told['sigma']}\n\n{sheet}"
 
 
 def bill(folder: Path, names: Iterable[str]) -> str:
@@ -86,4 +113,8 @@ if __name__ == "__main__":
         sys.exit(f"There is no row {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
     chosen = {name: known[name] for name in names or known}
     run(place, chosen)
-    print(*(page(place, name, path) for name, (path, _) in chosen.items()), bill(place, chosen), sep="\n\n")
+    plain = {name: path for name, (path, corruption) in chosen.items() if corruption is None}
+    parts = [page(place, name, path) for name, path in plain.items()]
+    parts += [corruptions(place, [name for name in chosen if name not in plain])] if len(plain) < len(chosen) else []
+    parts += [detect(place)] if DETECTED in plain else []
+    print(*parts, bill(place, chosen), sep="\n\n")

@@ -17,7 +17,7 @@ systems:
   raw: {purification: {method: none}}
   ddim: {purification: {solver: ddim, steps: 1}}
 """
-PUBLISHED = {"small": {"raw": {"clean": 95.8, "source": "a paper"}}}
+PUBLISHED = {"small": {"raw": {"clean": 95.8, "source": "a paper", "why": "Other networks."}}}
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_rows_run_once_and_have_a_page_and_a_bill(rows: dict, tmp_path: Path, ca
     assert page.startswith("## A title\n")
     (line,) = (line for line in page.splitlines() if line.startswith("| raw | clean |"))
     assert line.endswith("| 2 | 2 | 95.80 |")
-    assert "- raw: a paper" in page
+    assert "- raw: a paper. Other networks.\n" in page
     assert json.loads((runs / "corruptions-contrast/run.json").read_text())["corruption"] == "contrast-3"
     bill = cifar10.bill(runs, rows).splitlines()
     assert [line.split(" | ")[0] for line in bill[4:]] == ["| small", "| corruptions-contrast", "| all"]
@@ -52,3 +52,20 @@ def test_rows_run_once_and_have_a_page_and_a_bill(rows: dict, tmp_path: Path, ca
     assert corrupted == 2 + 2 * 10  # one draw suffices where nothing is drawn
     cifar10.run(runs, rows)
     assert "row" not in capfd.readouterr().out
+
+
+def test_corruptions_share_a_table_and_detection_has_one(rows: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cifar10, "DETECTED", "small")
+    monkeypatch.setattr(cifar10, "DETECTOR", ("--denoiser=digits-unet", "--sigma=0.1"))
+    runs = tmp_path / "runs"
+    cifar10.run(runs, rows)
+    found = json.loads((runs / "corruptions-contrast/results.json").read_text())["rows"]
+    accuracies = " | ".join(f"{100 * row['accuracy']:.1f}%" for row in found)
+    *_, head, _, contrast, mean = cifar10.corruptions(runs, ["corruptions-contrast"]).splitlines()
+    assert head == "| corruption | raw | ddim |"
+    assert (contrast, mean) == (f"| contrast | {accuracies} |", f"| mean | {accuracies} |")
+    *_, raw, ddim = cifar10.detect(runs).splitlines()
+    assert raw.startswith("| raw | blind | 2 | ")
+    assert ddim.startswith("| ddim | blind | 2 | ")
+    (runs / "small/ledger.sqlite").unlink()
+    assert cifar10.detect(runs).splitlines()[-1] == ddim, "what was measured is not measured again"
