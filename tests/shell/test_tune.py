@@ -39,7 +39,9 @@ def test_the_front_is_what_nothing_beats():
 
 def test_tuning_leaves_a_plot_and_a_configuration_that_runs(lustral, capsys):
     options = ["--images=3", "--over.t_star=[0.05,0.1]", "--over.steps=[2]", "--purification.solver=ddim"]
-    assert lustral("tune", "run", *options, "--search.steps=1", "--search.eot=1", "--draws=2") == 0
+    assert (
+        lustral("tune", "run", *options, "--search.steps=1", "--search.eot=1", "--draws=2", "--precision=bfloat16") == 0
+    )
     said = capsys.readouterr().out
     assert said.count("t_star=") >= 2
     assert "amber: digits-cnn, digits-unet: trained on the validation images too" in said
@@ -49,6 +51,7 @@ def test_tuning_leaves_a_plot_and_a_configuration_that_runs(lustral, capsys):
     chosen = yaml.safe_load(Path("run/best.yaml").read_text())
     assert chosen["purification"]["solver"] == "ddim"
     assert chosen["purification"]["t_star"] in (0.05, 0.1)
+    assert chosen["precision"] == "bfloat16" == json.loads(Path("run/run.json").read_text())["precision"]
     small = ["--images=2", "--stages=[clean]", "--draws=1"]
     assert lustral("evaluate", "test", "--config=run/best.yaml", *small) == 0
     assert json.loads(Path("test/results.json").read_text())["data"]["split"] == "test"

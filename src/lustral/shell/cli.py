@@ -175,6 +175,7 @@ def tune(
     search: Search = Search(),
     draws: int = 10,
     seed: int = 0,
+    precision: Precision = "float32",
     resources: Resources = Resources(),
 ) -> None:
     """Choose a purifier's settings on validation images: a table, a plot and a YAML for evaluate. Resumes.
@@ -190,12 +191,14 @@ def tune(
         search: How the attacker searches.
         draws: Judging purifications per image.
         seed: Seed of all noise.
+        precision: Of the networks' arithmetic, as for evaluate.
         resources: What may be spent.
     """
     from . import show
     from . import tune as tuning
 
-    made = tuning.run(out, data, images, over, purification, classification, threat, search, draws, seed, resources)
+    system = purification, classification
+    made = tuning.run(out, data, images, over, *system, threat, search, draws, seed, precision, resources)
     names = [classification.classifier] + ([purification.denoiser] if purification.method != "none" else [])
     show.settings(made, tuning.seen_before(names, data))
     show.done(out / "best.yaml")

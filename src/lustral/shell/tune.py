@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ..core.errors import UserError
 from . import commands, weights
 from .files import replacing, write_text
-from .options import Classification, Entry, Evaluation, Grid, Purification, Resources, Search, ThreatModel
+from .options import Classification, Entry, Evaluation, Grid, Precision, Purification, Resources, Search, ThreatModel
 
 
 class Setting(NamedTuple):
@@ -50,6 +50,7 @@ def run(
     search: Search,
     draws: int,
     seed: int,
+    precision: Precision,
     resources: Resources,
 ) -> list[Setting]:
     """Evaluates every setting on validation images into ``out``, and leaves a plot and a YAML of the best there."""
@@ -57,7 +58,9 @@ def run(
     systems = {name: Entry(how) for name, how in settings.items()}
     stages = ["clean", "exact"]
     options = Evaluation(
-        data, images, None, stages, systems, purification, classification, threat, search, draws, seed, 64, "validation"
+        *(data, images, None, stages, systems, purification, classification, threat, search, draws, seed, 64),
+        split="validation",
+        precision=precision,
     )
     found = commands.evaluate(options, out, resources, None, None, allow_red=True)
     made = with_front(list(read(found, classification.draws)))
@@ -94,6 +97,7 @@ def describe(name: str, how: Purification, options: Evaluation) -> str:
         "threat": asdict(options.threat),
         "purification": changed,
         "classification": asdict(options.classification),
+        "precision": options.precision,
     }
     title = f"# {name}: the most robust setting on {options.images} validation images that no other one beats\n"
     return title + yaml.safe_dump(json.loads(json.dumps(said)), sort_keys=False)
