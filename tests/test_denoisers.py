@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from lustral.core.errors import UserError
 from lustral.denoisers import base
 from lustral.denoisers.base import Autocast, FixedBatch, Meter, eps_network, v_network
 from lustral.denoisers.ideal import FiniteSet, GaussianMixture
-from lustral.denoisers.nets.unet import Attention, UNet
+from lustral.denoisers.nets.unet import Attention, Plain, UNet
 from lustral.denoisers.preconditioning import EDM, NCSN, VPEps, VPredict
 from lustral.schedules import VE, VP, DiscreteVP
 
@@ -306,10 +307,11 @@ def test_autocast_is_close_and_comes_back_in_float32(unet):
 SHAPES = [(1, 8, (1, 2), 1), (3, 12, (1, 2, 2), 1), (2, 5, (2,), 1), (2, 8, (1, 2), 2)]
 
 
+@pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize(("channels", "size", "mult", "patch"), SHAPES)
-def test_unet_keeps_the_shape_and_starts_at_zero(channels, size, mult, patch):
+def test_unet_keeps_the_shape_and_starts_at_zero(channels, size, mult, patch, normalised):
     """A zero output makes a fresh EDM denoiser the linear one."""
-    net = UNet(channels, width=8, mult=mult, blocks=1, patch=patch)
+    net = UNet(channels, width=8, mult=mult, blocks=1, patch=patch, normalised=normalised)
     x = torch.randn(3, channels, size, size)
     assert torch.equal(net(x, torch.zeros(3)), torch.zeros_like(x))
 
@@ -326,9 +328,32 @@ def test_unet_on_patches_is_a_unet_on_folded_channels():
 
 
 def test_unet_hears_its_conditioning(unet):
+    torch.manual_seed(0)
     x = torch.randn(1, 2, 8, 8).expand(3, -1, -1, -1)
-    out = unet(x, torch.tensor([-1.0, 0.0, 0.3]))
-    assert all((out[i] - out[j]).abs().max() > 1e-3 for i, j in [(0, 1), (1, 2), (0, 2)])
+    for net in (unet, lively(UNet(channels=2, width=16, mult=(1, 2), blocks=1, normalised=False))):
+        out = net(x, torch.tensor([-1.0, 0.0, 0.3]))
+        assert all((out[i] - out[j]).abs().max() > 1e-3 for i, j in [(0, 1), (1, 2), (0, 2)])
+
+
+def test_a_plain_block_begins_as_its_skip_which_keeps_the_variance():
+    torch.manual_seed(0)
+    x, emb = torch.randn(16, 32, 8, 8), torch.randn(16, 4)
+    assert torch.equal(Plain(32, 32, 4)(x, emb), x)
+    assert Plain(32, 64, 4)(x, emb).var().item() == pytest.approx(1, rel=0.2)
+
+
+def test_without_normalisation_an_output_depends_on_near_pixels_only():
+    """Ten 3×3 convolutions: the first, two in each of four blocks, and the last."""
+    net = lively(UNet(channels=1, width=8, mult=(1,), blocks=1, normalised=False))
+    x = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    influence = torch.autograd.grad(net(x, torch.zeros(1))[0, 0, 0, 0], x)[0][0, 0].abs()
+    assert influence[10, 10] > 0
+    assert influence[11:].max() == 0
+
+
+def test_a_unet_that_attends_is_normalised():
+    with pytest.raises(UserError, match="attends is normalised"):
+        UNet(attention=(1,), normalised=False)
 
 
 def test_attention_joins_distant_pixels():

@@ -267,10 +267,13 @@ def test_train_writes_weights_that_can_be_used_at_once(lustral, capsys):
     assert row["accuracy"] == pytest.approx(card["measured"]["test_accuracy"], abs=1e-4)
 
 
-def test_a_denoiser_can_be_trained_and_purifies(lustral):
-    options = ["--network.width=4", "--recipe.steps=3", "--recipe.batch=8"]
+@pytest.mark.parametrize("normalised", ["true", "false"])
+def test_a_denoiser_can_be_trained_and_purifies(lustral, normalised):
+    options = ["--network.width=4", "--recipe.steps=3", "--recipe.batch=8", f"--network.normalised={normalised}"]
     assert lustral("train", "denoiser", "net.safetensors", *options) == 0
-    assert json.loads(Path("net.json").read_text())["measured"].keys() >= {"test_rmse_at_0.1"}
+    card = json.loads(Path("net.json").read_text())
+    assert card["measured"].keys() >= {"test_rmse_at_0.1"}
+    assert card["architecture"]["net"].get("normalised", True) == json.loads(normalised)
     np.save("in.npy", digits(2).x.numpy())
     assert lustral("purify", "in.npy", "out.npy", "--purification.denoiser=net.safetensors", *SMALL) == 0
 

@@ -87,6 +87,7 @@ def test_a_network_on_a_schedule_is_saved_and_loaded(tmp_path, kind, schedule):
     [
         {"type": "ResNet", "channels": 1, "width": 4, "mean": [0.1], "std": [0.3], "activation": "celu"},
         {"type": "WideResNet", "channels": 1, "depth": 10, "widen": 1, "activation": "silu"},
+        {"type": "NCSN", "net": {"type": "UNet", "channels": 1, "width": 4, "normalised": False, "mult": [2]}},
         {"type": "NCSN", "net": {"type": "RefineNet", "channels": 1, "width": 4}, "sigma_max": 1.0},
     ],
 )

@@ -190,6 +190,8 @@ class Network:
     """Residual blocks of a level of unet, ddpm, ddpm++."""
     patch: int = 2
     """unet works on squares of this many pixels, which divides its cost by their number."""
+    normalised: bool = True
+    """unet: group normalisation; without it, in bfloat16, training is 1.6 and purification 2.1 times as fast."""
     activation: Literal["relu", "silu", "gelu"] = "relu"
     """Of resnet, whitened and wide."""
     mirror: bool = False

@@ -1,10 +1,12 @@
-"""A compact U-Net: residual blocks with GroupNorm and SiLU, noise embedding, optional attention (SDPA)."""
+"""A compact U-Net: residual blocks with SiLU and noise embedding, and GroupNorm or none; optional attention (SDPA)."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ...core.errors import UserError
 
 
 def embedding(value: Tensor, width: int) -> Tensor:
@@ -56,6 +58,30 @@ class Block(nn.Module):
         return self.attention((self.skip(x) + h) * math.sqrt(0.5))
 
 
+class Plain(nn.Module):
+    """SiLU–conv, shifted by the embedding, SiLU–conv, and a skip: no normalisation, as in DRUNet (Zhang et al., 2021).
+
+    The second convolution begins at zero and the first and the skip keep the variance, so that depth changes nothing at
+    first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, emb: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.shift = nn.Linear(emb, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        nn.init.kaiming_normal_(self.conv1.weight)
+        if inputs != outputs:
+            nn.init.kaiming_normal_(self.skip.weight, nonlinearity="linear")
+        for parameter in (self.conv1.bias, *self.shift.parameters(), *self.conv2.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(x)) + self.shift(emb)[:, :, None, None]
+        return self.skip(x) + self.conv2(F.silu(h))
+
+
 class Attention(nn.Module):
     """Self-attention over positions, with a residual connection."""
 
@@ -80,6 +106,7 @@ class UNet(nn.Module):
     Without ``conditioning`` it is not told the noise, as NCSNv2's networks are not.
     ``mult`` gives the width of each level as a multiple of ``width``; ``attention`` lists the levels that attend. The
     network works on ``patch`` × ``patch`` pixels at a time, folded into channels, which divides its cost by patch².
+    Without normalisation it goes to channels last by itself, in which all that is left is fastest.
     """
 
     def __init__(
@@ -90,10 +117,17 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: tuple[int, ...] = (),
         patch: int = 1,
+        normalised: bool = True,
     ):
         super().__init__()
+        if attention and not normalised:
+            raise UserError("A U-Net that attends is normalised; leave attention or normalised=False out.")
         emb = 4 * width
-        self.width = width
+        self.width, self.normalised = width, normalised
+
+        def block(inputs: int, outputs: int, level: int) -> nn.Module:
+            return Block(inputs, outputs, emb, level in attention) if normalised else Plain(inputs, outputs, emb)
+
         self.embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
         self.first = nn.Conv2d(channels * patch**2, width, 3, padding=1)
@@ -105,30 +139,31 @@ class UNet(nn.Module):
                 self.down.append(nn.AvgPool2d(2))
                 skips.append(current)
             for _ in range(blocks):
-                self.down.append(Block(current, w, emb, level in attention))
+                self.down.append(block(current, w, level))
                 current = w
                 skips.append(w)
-        self.middle = Block(current, current, emb, len(widths) - 1 in attention)
+        self.middle = block(current, current, len(widths) - 1)
         for level, w in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
-                self.up.append(Block(current + skips.pop(), w, emb, level in attention))
+                self.up.append(block(current + skips.pop(), w, level))
                 current = w
             if level:
                 self.up.append(nn.Upsample(scale_factor=2, mode="nearest"))
         outputs = nn.Conv2d(current, channels * patch**2, 3, padding=1)
-        self.last = nn.Sequential(GroupNorm(current), nn.SiLU(), outputs)
+        self.last = nn.Sequential(GroupNorm(current) if normalised else nn.Identity(), nn.SiLU(), outputs)
         nn.init.zeros_(self.last[-1].weight)
         nn.init.zeros_(self.last[-1].bias)
 
     def forward(self, x: Tensor, conditioning: Tensor | None = None) -> Tensor:
         conditioning = x.new_zeros(len(x)) if conditioning is None else conditioning
         emb = self.embed(embedding(conditioning, self.width))
-        h = self.first(self.fold(x))
+        h = self.fold(x)
+        h = self.first(h if self.normalised else h.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for layer in self.down:
-            h = layer(h, emb) if isinstance(layer, Block) else layer(h)
+            h = layer(h, emb) if isinstance(layer, Block | Plain) else layer(h)
             skips.append(h)
         h = self.middle(h, emb)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(layer, Block) else layer(h)
+            h = layer(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(layer, Block | Plain) else layer(h)
         return self.unfold(self.last(h))

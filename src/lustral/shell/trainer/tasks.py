@@ -178,7 +178,8 @@ def _inner(net: Network, channels: int) -> tuple[dict[str, Any], float]:
     """A raw network, and the scale of the times that its embedding is made for."""
     if net.kind in (None, "unet"):
         shape = {"mult": [2**level for level in range(net.levels)], "blocks": net.blocks, "patch": net.patch}
-        return {"type": "UNet", "channels": channels, "width": _width(net, 16), **shape}, 1.0
+        plain = {} if net.normalised else {"normalised": False}
+        return {"type": "UNet", "channels": channels, "width": _width(net, 16), **shape, **plain}, 1.0
     if net.kind in PUBLISHED_UNETS:
         size = {"channels": channels, "width": _width(net, 128), "blocks": net.blocks}
         return {"type": PUBLISHED_UNETS[net.kind], **size}, 999.0
