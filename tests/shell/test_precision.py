@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,3 +57,16 @@ def test_a_run_says_its_precision_and_belongs_to_it(tmp_path: Path):
     assert folder.read_json(tmp_path / "run.json", "options")["precision"] == "bfloat16"
     with pytest.raises(UserError, match=r"another run.*Autocast"):
         commands.evaluate(ASKED, tmp_path, Resources(), None, None, False)
+
+
+def test_purify_and_attack_round_likewise(lustral):
+    np.save("in.npy", datasets.load("digits")[:4].x.numpy())
+    small = ["--purification.solver=ddpm", "--purification.steps=2", "--seed=0"]
+    searched = [*small, "--images=4", "--search.steps=1", "--search.eot=1"]
+    for precision in ("float32", "bfloat16"):
+        assert lustral("purify", "in.npy", f"{precision}.npy", *small, f"--precision={precision}") == 0
+        assert lustral("attack", f"{precision}.npz", *searched, f"--precision={precision}") == 0
+    full, short = np.load("float32.npy"), np.load("bfloat16.npy")
+    assert 0 < np.abs(full - short).max() < 0.1
+    full, short = np.load("float32.npz")["x"], np.load("bfloat16.npz")["x"]
+    assert (full != short).any()

@@ -13,7 +13,7 @@ from ..core.errors import UserError, unknown
 from ..core.purifier import Purifier
 from ..core.threat import L1, L2, Linf, Threat
 from ..defence import Defence
-from ..denoisers.base import Autocast, FixedBatch, Meter
+from ..denoisers.base import FixedBatch, Meter
 from ..evaluate.protocol import Stage, System
 from . import device as devices
 from . import weights
@@ -47,7 +47,7 @@ def system(
         raise UserError(f"micro_batch must be at least 1, not {micro_batch}.")
 
     def fix(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        there = devices.on(device, net if precision == "float32" else Autocast(net, precision))
+        there = devices.on(device, net, precision)
         return FixedBatch(there, micro_batch) if micro_batch else there
 
     classifier, about = weights.load(judge.classifier, "classifier")

@@ -47,6 +47,7 @@ def purify_files(
     purification: Purification = Purification(),
     seed: int | None = None,
     batch: int = 64,
+    precision: Precision = "float32",
     device: str = "cpu",
     show: Shown = Shown(),
 ) -> None:
@@ -58,13 +59,14 @@ def purify_files(
         purification: How images are purified.
         seed: Seed of the noise; default: fresh noise that nobody can replay.
         batch: Images at a time; fewer where memory does not suffice.
+        precision: Of the networks' arithmetic; bfloat16 is faster where a processor computes in it.
         device: Where networks compute: cpu, cuda, cuda:1.
         show: A film strip of it.
     """
     from . import commands
     from . import show as shower
 
-    for path in commands.purify(source, target, purification, seed, batch, show, device):
+    for path in commands.purify(source, target, purification, seed, batch, show, device, precision):
         shower.done(path)
 
 
@@ -78,6 +80,7 @@ def attack(
     threat: ThreatModel = ThreatModel(),
     search: Search = Search(),
     seed: int = 0,
+    precision: Precision = "float32",
     resources: Resources = Resources(),
 ) -> None:
     """Attack a defence and write adversarial images (.npz: x adversarial, x0 clean, y labels, ids).
@@ -92,11 +95,13 @@ def attack(
         threat: What the attacker may change.
         search: How the attacker searches.
         seed: Seed of all noise.
+        precision: Of the networks' arithmetic, as for evaluate.
         resources: What may be spent.
     """
     from . import commands, show
 
-    found = commands.attack(out, data, images, stage, purification, classification, threat, search, seed, resources)
+    system = purification, classification
+    found = commands.attack(out, data, images, stage, *system, threat, search, seed, precision, resources)
     show.line(found)
     show.done(out)
 

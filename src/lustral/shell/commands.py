@@ -20,7 +20,7 @@ from .files import replacing, write_text
 from .images import data as datasets
 from .images import download, pictures
 from .ledger import Ledger
-from .options import Classification, Evaluation, Purification, Resources, Search, Shown, ThreatModel
+from .options import Classification, Evaluation, Precision, Purification, Resources, Search, Shown, ThreatModel
 from .report import render
 from .terminal import command, progress
 
@@ -51,6 +51,7 @@ def purify(
     batch: int,
     shown: Shown | None = None,
     device: str = "cpu",
+    precision: Precision = "float32",
 ) -> list[Path]:
     """Cleans the images of a file or a folder; ids of the noise are positions in the order of the files.
 
@@ -65,7 +66,7 @@ def purify(
     if shown.images < 1:
         raise UserError(f"A film strip shows at least 1 image, not {shown.images}.")
     denoiser, about = weights.load(how.denoiser, "denoiser")
-    fix = partial(devices.on, device)
+    fix = partial(devices.on, device, precision=precision)
     purifier = systems.purifier(how, systems.Networks(fix(denoiser), about, fix))
     jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
@@ -136,6 +137,7 @@ def attack(
     threat: ThreatModel,
     search: Search,
     seed: int,
+    precision: Precision,
     resources: Resources,
 ) -> str:
     """Attacks, writes the candidates, and says how many of the judge's draws they fool."""
@@ -144,7 +146,7 @@ def attack(
         raise UserError(
             f"Adversarial images are written as .npz; name the output so, for example {out.with_suffix('.npz')}."
         )
-    system = build.system("attacked", purification, classification, device=resources.device)
+    system = build.system("attacked", purification, classification, device=resources.device, precision=precision)
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}.")
     chosen = datasets.load(data, "test")[:images]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..defence import modules_in
-from ..denoisers.base import Wrapper
+from ..denoisers.base import Autocast, Wrapper
+from .options import Precision
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class OnDevice(Wrapper):
         return self.inner(*(a.to(self.device) for a in args)).to(args[0].device)
 
 
-def on(device: str, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function with its networks on a device, where that is another one than the images'."""
+def on(device: str, fn: Callable[..., Tensor], precision: Precision = "float32") -> Callable[..., Tensor]:
+    """The function with its networks on a device, where that is another one than the images', and in a precision."""
+    fn = fn if precision == "float32" else Autocast(fn, precision)
     return fn if device == "cpu" else OnDevice(fn, device)
 
 
