@@ -18,25 +18,29 @@ COMMON = " --data=cifar10 --recipe.flip=true --recipe.precision=bfloat16 --threa
 FIT = " --split=fit"  # leaves the validation images out, on which settings are tuned
 SGD = " --recipe.optimiser=sgd --recipe.weight_decay=1e-3 --recipe.schedule=linear --recipe.warmup=0.2 --recipe.clip=0"
 SGD += " --recipe.batch=128 --recipe.crop=3 --recipe.channels_last=true" + COMMON
-DENOISER = FIT + COMMON + " --network.width=48 --recipe.batch=64 --recipe.lr=1.5e-3 --recipe.ema=0.9995"
-DENOISER += " --recipe.compile=true"
+HALF = " --recipe.stored=float16"
+LAYOUT = " --recipe.batch=64 --recipe.channels_last=true"
+DENOISER = FIT + COMMON + HALF + LAYOUT + " --network.width=64 --network.blocks=2 --network.normalised=false"
+DENOISER += " --recipe.lr=1e-3 --recipe.ema=0.9995 --recipe.compile=true"
+TRUNCATED = "denoiser --noise.objective=edm --noise.t_max=0.15" + DENOISER
+FIELD = "denoiser --noise.objective=dsm --noise.t_max=0.2" + DENOISER
 # ADDT's optimiser and average, for all that start from the same denoiser, as for digits.
-TUNED = FIT + COMMON + " --network.start=FOLDER/cifar10-unet.safetensors --noise.t_max=0.15 --recipe.schedule=constant"
+TUNED = FIT + COMMON + HALF + LAYOUT + " --network.start=FOLDER/cifar10-unet.safetensors --noise.t_max=0.15"
 TUNED += " --recipe.lr=2e-4 --recipe.ema_power=0.75 --recipe.ema=0.9999 --recipe.weight_decay=1e-6 --recipe.beta1=0.95"
-TUNED += " --recipe.batch=64 --recipe.steps=600"
+TUNED += " --recipe.schedule=constant --recipe.steps=600"
 EPS = f" --adversary.eps={8 / 255}"
 GUIDED = TUNED + EPS + " --adversary.guide=FOLDER/cifar10-whitened.safetensors"
 COMMANDS = {
     "cifar10-whitened": "classifier --network.kind=whitened --network.activation=gelu --network.mirror=true"
     " --smoothing=0.2 --recipe.lr=0.1 --recipe.steps=9360 --check_every=1560" + SGD,
     "cifar10-resnet": "classifier --network.kind=resnet --network.width=32 --network.activation=gelu --smoothing=0.1"
-    " --recipe.lr=0.1 --recipe.steps=5850" + SGD + FIT,
+    " --recipe.lr=0.1 --recipe.steps=5850" + SGD + FIT + HALF,
     "cifar10-trades": "trades --network.kind=resnet --network.width=24 --network.activation=silu --adversary.steps=3"
-    " --recipe.lr=0.05 --recipe.steps=4680" + EPS + SGD + FIT,
-    "cifar10-unet": "denoiser --noise.t_max=0.15 --recipe.steps=12000 --check_every=3000" + DENOISER,
-    "cifar10-unet-3000": "denoiser --noise.t_max=0.15 --recipe.steps=3000" + DENOISER,
-    "cifar10-unet-750": "denoiser --noise.t_max=0.15 --recipe.steps=750" + DENOISER,
-    "cifar10-field": "denoiser --noise.objective=dsm --noise.t_max=0.2 --recipe.steps=12000" + DENOISER,
+    " --recipe.lr=0.05 --recipe.steps=4680" + EPS + SGD + FIT + HALF,
+    "cifar10-unet": TRUNCATED + " --recipe.steps=24000 --check_every=3000",
+    "cifar10-field": FIELD + " --recipe.steps=24000 --check_every=3000",
+    "cifar10-unet-6000": TRUNCATED + " --recipe.steps=6000",
+    "cifar10-unet-1500": TRUNCATED + " --recipe.steps=1500",
     "cifar10-longer": "denoiser" + TUNED,
     "cifar10-addt": "addt" + GUIDED,
     "cifar10-adbm": "adbm" + GUIDED,
