@@ -20,10 +20,11 @@ SGD = " --recipe.optimiser=sgd --recipe.weight_decay=1e-3 --recipe.schedule=line
 SGD += " --recipe.batch=128 --recipe.crop=3 --recipe.channels_last=true" + COMMON
 HALF = " --recipe.stored=float16"
 LAYOUT = " --recipe.batch=64 --recipe.channels_last=true"
-DENOISER = FIT + COMMON + HALF + LAYOUT + " --network.width=64 --network.blocks=2 --network.normalised=false"
-DENOISER += " --recipe.lr=1e-3 --recipe.ema=0.9995 --recipe.compile=true"
-TRUNCATED = "denoiser --noise.objective=edm --noise.t_max=0.15" + DENOISER
-FIELD = "denoiser --noise.objective=dsm --noise.t_max=0.2" + DENOISER
+DENOISER = FIT + COMMON + HALF + " --network.width=64 --recipe.lr=1.5e-3 --recipe.ema=0.9995 --recipe.compile=true"
+TRUNCATED = "denoiser --noise.objective=edm --noise.t_max=0.15 --network.blocks=2 --network.normalised=false"
+TRUNCATED += DENOISER + LAYOUT
+# A network that is not told the noise needs normalisation: its output is as large at every level.
+FIELD = "denoiser --noise.objective=dsm --noise.t_max=0.2 --recipe.batch=64" + DENOISER
 # ADDT's optimiser and average, for all that start from the same denoiser, as for digits.
 TUNED = FIT + COMMON + HALF + LAYOUT + " --network.start=FOLDER/cifar10-unet.safetensors --noise.t_max=0.15"
 TUNED += " --recipe.lr=2e-4 --recipe.ema_power=0.75 --recipe.ema=0.9999 --recipe.weight_decay=1e-6 --recipe.beta1=0.95"
