@@ -52,9 +52,14 @@ def run(folder: Path, chosen: dict[str, tuple[Path, str | None]]) -> None:
         done += price
 
 
+def results(folder: Path, name: str) -> dict:
+    """What a row's run found."""
+    return json.loads((folder / name / "results.json").read_text(encoding="utf-8"))
+
+
 def page(folder: Path, name: str, config_file: Path) -> str:
     """A row's table: every accuracy beside the published one of the same name, and what the run finds of itself."""
-    found = json.loads((folder / name / "results.json").read_text(encoding="utf-8"))
+    found = results(folder, name)
     published = json.loads((CONFIGS / "published.json").read_text(encoding="utf-8")).get(name, {})
     head = ["system", "stage", "accuracy, 95 %", "null control", "worst of 10", "majority of 10", "images", "calls"]
     lines, sources = [], {}
@@ -73,7 +78,7 @@ def page(folder: Path, name: str, config_file: Path) -> str:
 
 def corruptions(folder: Path, names: Iterable[str]) -> str:
     """One table for all corrupted rows: a line for each, a column for every system."""
-    found = {name: json.loads((folder / name / "results.json").read_text(encoding="utf-8"))["rows"] for name in names}
+    found = {name: results(folder, name)["rows"] for name in names}
     lines = {name.removeprefix("corruptions-"): [row["accuracy"] for row in rows] for name, rows in found.items()}
     lines["mean"] = [statistics.mean(column) for column in zip(*lines.values(), strict=True)]
     systems = [row["system"] for row in next(iter(found.values()))]
@@ -97,7 +102,7 @@ def detect(folder: Path) -> str:
 
 def bill(folder: Path, names: Iterable[str]) -> str:
     """What every row took, and all together, whether they ran in one call or in many."""
-    found = {name: json.loads((folder / name / "results.json").read_text(encoding="utf-8"))["rows"] for name in names}
+    found = {name: results(folder, name)["rows"] for name in names}
     found["all"] = [row for rows in found.values() for row in rows]
     lines = []
     for name, rows in found.items():
@@ -113,8 +118,8 @@ if __name__ == "__main__":
         sys.exit(f"There is no row {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
     chosen = {name: known[name] for name in names or known}
     run(place, chosen)
-    plain = {name: path for name, (path, corruption) in chosen.items() if corruption is None}
-    parts = [page(place, name, path) for name, path in plain.items()]
-    parts += [corruptions(place, [name for name in chosen if name not in plain])] if len(plain) < len(chosen) else []
-    parts += [detect(place)] if DETECTED in plain else []
+    corrupted = [name for name, (_, corruption) in chosen.items() if corruption]
+    parts = [page(place, name, path) for name, (path, corruption) in chosen.items() if not corruption]
+    parts += [corruptions(place, corrupted)] if corrupted else []
+    parts += [detect(place)] if DETECTED in chosen else []
     print(*parts, bill(place, chosen), sep="\n\n")

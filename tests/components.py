@@ -47,6 +47,16 @@ def scramble(net: nn.Module, seed: int = 23) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
+def lively(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module with every zero-initialised weight replaced by noise, as after training."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.abs().sum() == 0:
+                p.copy_(0.1 * torch.randn(p.shape, generator=g))
+    return module
+
+
 @cache
 def net_denoiser() -> EDM:
     """A one-level U-Net denoiser without zero weights."""

@@ -39,9 +39,8 @@ def test_the_front_is_what_nothing_beats():
 
 def test_tuning_leaves_a_plot_and_a_configuration_that_runs(lustral, capsys):
     options = ["--images=3", "--over.t_star=[0.05,0.1]", "--over.steps=[2]", "--purification.solver=ddim"]
-    assert (
-        lustral("tune", "run", *options, "--search.steps=1", "--search.eot=1", "--draws=2", "--precision=bfloat16") == 0
-    )
+    options += ["--search.steps=1", "--search.eot=1", "--draws=2", "--precision=bfloat16"]
+    assert lustral("tune", "run", *options) == 0
     said = capsys.readouterr().out
     assert said.count("t_star=") >= 2
     assert "amber: digits-cnn, digits-unet: trained on the validation images too" in said

@@ -1,4 +1,7 @@
-"""Networks on another device; everything else, and all noise, stays where it is addressed and exact: on the CPU."""
+"""Networks on another device or in a lower precision.
+
+Everything else, and all noise, stays where it is addressed and exact: on the CPU.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
