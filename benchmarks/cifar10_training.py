@@ -33,13 +33,13 @@ EPS = f" --adversary.eps={8 / 255}"
 GUIDED = TUNED + EPS + " --adversary.guide=FOLDER/cifar10-whitened.safetensors"
 COMMANDS = {
     "cifar10-whitened": "classifier --network.kind=whitened --network.activation=gelu --network.mirror=true"
-    " --smoothing=0.2 --recipe.lr=0.1 --recipe.steps=9360 --check_every=1560" + SGD,
+    " --smoothing=0.2 --recipe.lr=0.1 --recipe.steps=9360 --check_every=1560" + SGD + HALF,
     "cifar10-resnet": "classifier --network.kind=resnet --network.width=32 --network.activation=gelu --smoothing=0.1"
     " --recipe.lr=0.1 --recipe.steps=5850" + SGD + FIT + HALF,
     "cifar10-trades": "trades --network.kind=resnet --network.width=24 --network.activation=silu --adversary.steps=3"
     " --recipe.lr=0.05 --recipe.steps=4680" + EPS + SGD + FIT + HALF,
     "cifar10-unet": TRUNCATED + " --recipe.steps=24000 --check_every=3000",
-    "cifar10-field": FIELD + " --recipe.steps=24000 --check_every=3000",
+    "cifar10-field": FIELD + " --recipe.steps=12000 --check_every=3000",
     "cifar10-unet-6000": TRUNCATED + " --recipe.steps=6000",
     "cifar10-unet-1500": TRUNCATED + " --recipe.steps=1500",
     "cifar10-longer": "denoiser" + TUNED,
