@@ -17,6 +17,7 @@ from ..purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp
 from ..purifiers.sample_specific import NORMS, Reference, score_norm
 from . import weights
 from .options import Purification
+from .terminal import progress
 
 TWIN = Key(0, ("fixed noise",))
 PREFIXES = dict(zip(NORMS, ("score_norm_", "single_score_norm_"), strict=True))
@@ -173,8 +174,14 @@ Statistic = Callable[[Tensor, Rng], Tensor]
 
 @torch.no_grad()
 def by_parts(statistic: Statistic, x: Tensor, rng: Rng, batch: int = 64) -> Tensor:
-    """One number [n] per image."""
-    return torch.cat([statistic(x[i : i + batch], rng[i : i + batch]) for i in range(0, len(x), batch)])
+    """One number [n] per image, with a progress display."""
+    parts = []
+    with progress() as bar:
+        task = bar.add_task("score norms", total=len(x))
+        for i in range(0, len(x), batch):
+            parts.append(statistic(x[i : i + batch], rng[i : i + batch]))
+            bar.advance(task, len(parts[-1]))
+    return torch.cat(parts)
 
 
 def measure(denoiser: Denoiser, kind: str, x: Tensor, rng: Rng) -> Reference:
