@@ -2,19 +2,22 @@
 
 python -m benchmarks.cifar10 FOLDER [ROW …]
 
-A row is a file of docs/results/cifar10/, some with a corruption in front. Says how much is done, by network calls, and
-how long the rest may take; interrupted, it goes on where it stopped. LUSTRAL_DATA names the folder of `lustral data`.
+A row is a file of docs/results/cifar10/, some with a corruption in front, or the recommended defence. Says how much is
+done, by network calls, and how long the rest may take; interrupted, it goes on where it stopped. LUSTRAL_DATA names the
+folder of `lustral data`. Rows of networks that do not ship (budget, longer) need LUSTRAL_WEIGHTS, the folder of
+`python -m benchmarks.cifar10_training`, and are left out without it.
 """
 
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 from benchmarks import tables, trainings
+from lustral.core.errors import UserError
 from lustral.shell import config, plan, runner
 from lustral.shell.images.corruptions import CORRUPTIONS
 from lustral.shell.options import Resources
@@ -28,6 +31,7 @@ def rows() -> dict[str, tuple[Path, str | None]]:
     """The configuration of every row, and its corruption."""
     found = {path.stem: (path, None) for path in sorted(CONFIGS.glob("*.yaml"))}
     corrupted, _ = found.pop("corruptions")
+    found["recommended"] = config.recommended()["cifar10"], None
     return found | {f"corruptions-{name}": (corrupted, f"{name}-3") for name in CORRUPTIONS}
 
 
@@ -36,6 +40,17 @@ def cost(path: Path) -> float:
     """Network rows that a configuration takes, about."""
     made = plan.make(config.read(path), Resources())
     return sum(runner.work(job) * job.images for job in made.jobs)
+
+
+def possible(chosen: dict[str, tuple[Path, str | None]]) -> Iterator[str]:
+    """The rows that can be run here; says why the others cannot."""
+    for name, (path, _) in chosen.items():
+        try:
+            cost(path)
+        except UserError as e:
+            print(f"row {name} is left out: {e}", flush=True)
+        else:
+            yield name
 
 
 def run(folder: Path, chosen: dict[str, tuple[Path, str | None]]) -> None:
@@ -116,7 +131,8 @@ if __name__ == "__main__":
     known = rows()
     if unknown := set(names) - set(known):
         sys.exit(f"There is no row {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
-    chosen = {name: known[name] for name in names or known}
+    asked = {name: known[name] for name in names or known}
+    chosen = {name: asked[name] for name in possible(asked)}
     run(place, chosen)
     corrupted = [name for name, (_, corruption) in chosen.items() if corruption]
     parts = [page(place, name, path) for name, (path, corruption) in chosen.items() if not corruption]

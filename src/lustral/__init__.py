@@ -40,7 +40,7 @@ _HOMES = {
     "attacks.stadv": ("Flow", "StAdv"),
     "evaluate.protocol": ("Data",),
     "shell.assess": ("assess",),
-    "shell.shipped": ("classifier", "data", "denoiser", "load", "reference"),
+    "shell.shipped": ("classifier", "data", "denoiser", "load", "recommended", "reference"),
 }
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_NAMES)]
@@ -88,4 +88,4 @@ if TYPE_CHECKING:
     from .samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
     from .schedules import VE, VP, DiscreteVP
     from .shell.assess import assess
-    from .shell.shipped import classifier, data, denoiser, load, reference
+    from .shell.shipped import classifier, data, denoiser, load, recommended, reference

@@ -27,7 +27,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     (tmp_path / "published.json").write_text(json.dumps(PUBLISHED), encoding="utf-8")
     monkeypatch.setattr(cifar10, "CONFIGS", tmp_path)
     found = cifar10.rows()
-    assert len(found) == 1 + 15
+    assert len(found) == 2 + 15  # the recommended defence is a row
     return {name: found[name] for name in ("small", "corruptions-contrast")}
 
 

@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+import lustral
 from lustral.core.errors import UserError
-from lustral.shell import config, systems
+from lustral.core.noise import Key
+from lustral.shell import build, config, systems
 from lustral.shell.options import Classification, Purification
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
@@ -36,7 +39,24 @@ def test_a_configuration_that_is_not_there_is_said_to_be_missing(tmp_path):
         config.read(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.yaml")), ids=lambda path: path.stem)
+CONFIGURATIONS = [*sorted(RESULTS.rglob("*.yaml")), *config.recommended().values()]
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_the_configurations_of_the_results_are_read_and_every_option_means_something(path):
-    for entry in config.read(path).systems.values():
-        systems.check(entry.purification)
+    said = config.read(path)
+    for how in (said.purification, *(entry.purification for entry in (said.systems or {}).values())):
+        systems.check(how)
+
+
+def test_the_recommended_defence_is_the_one_of_its_configuration():
+    """On noise in place of images: its logits are those of the purifier and the classifier that the file names."""
+    said, x = config.read(config.recommended()["cifar10"]), Key(0).rng(2).uniform(torch.empty(2, 3, 32, 32))
+    made = build.system("same", said.purification, said.classification).defence
+    rng = Key(1).rng(2)
+    assert torch.equal(lustral.recommended("cifar10").logits(x, rng), made.logits(x, rng))
+
+
+def test_what_is_not_recommended_is_unknown():
+    with pytest.raises(UserError, match="Unknown recommendation 'cifar'. Did you mean 'cifar10'"):
+        lustral.recommended("cifar")

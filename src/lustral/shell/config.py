@@ -1,6 +1,7 @@
 """Configurations: YAML files of what ``lustral evaluate --config`` takes, read without running them."""
 
 from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -22,3 +23,8 @@ def read(path: Path) -> Evaluation:
     except ArgumentError as e:
         raise UserError(f"{path} is no configuration for `lustral evaluate`: {' '.join(str(e).split())}") from e
     return Evaluation(**{field.name: said[field.name] for field in fields(Evaluation) if field.name in said})
+
+
+def recommended() -> dict[str, Path]:
+    """The configuration of the best defence found for a data set, by the set's name."""
+    return {path.stem: path for path in sorted(Path(str(files("lustral") / "zoo")).glob("*.yaml"))}

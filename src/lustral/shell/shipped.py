@@ -2,9 +2,11 @@
 
 from torch import nn
 
+from ..core.errors import unknown
+from ..defence import Defence
 from ..evaluate.protocol import Data
 from ..purifiers.sample_specific import Reference
-from . import systems, weights
+from . import build, config, systems, weights
 from .images import data as datasets
 
 
@@ -31,3 +33,15 @@ def denoiser(name: str) -> nn.Module:
 def reference(name: str, norm: str = "eps") -> Reference:
     """The score norms of clean images that a denoiser's card holds, for ``ssni``: ``eps`` or ``single``."""
     return systems.reference(weights.load(name, "denoiser")[1], norm)
+
+
+def recommended(name: str, device: str = "cpu") -> Defence:
+    """The best defence found for a data set, tuned on its validation images: images in [0, 1] → logits.
+
+    Its configuration is the file that ``lustral list`` names, which ``lustral evaluate --config`` measures.
+    """
+    known = config.recommended()
+    if name not in known:
+        raise unknown("recommendation", name, known)
+    options = config.read(known[name])
+    return build.system(name, options.purification, options.classification, device=device).defence

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..evaluate import suites
 from ..evaluate.detection import Seen
-from . import build, weights
+from . import build, config, weights
 from .controls import Caught
 from .options import Solver, VoteName
 from .systems import METHODS
@@ -161,6 +161,8 @@ def names() -> None:
         about = weights.card(path)
         facts = ", ".join(f"{key} {value:g}" for key, value in about.measured.items())
         line(f"{about.kind:<11}{name:<18}{about.parameters:,} parameters, {about.data}: {facts}")
+    for name, path in config.recommended().items():
+        line(f"{'recommended':<11} {name:<17}{path}")
     for name, system in METHODS.items():
         line(f"{'method':<11}{name:<18}{system.about}")
     line(f"{'wrapper':<11}{'ssni':<18}each image's own noise level, from its score norm (Sun et al. 2025)")
