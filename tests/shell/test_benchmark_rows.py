@@ -69,3 +69,9 @@ def test_corruptions_share_a_table_and_detection_has_one(rows: dict, tmp_path: P
     assert ddim.startswith("| ddim | blind | 2 | ")
     (runs / "small/ledger.sqlite").unlink()
     assert cifar10.detect(runs).splitlines()[-1] == ddim, "what was measured is not measured again"
+
+
+def test_a_row_whose_network_is_not_here_is_left_out(rows: dict, tmp_path: Path, capfd: pytest.CaptureFixture):
+    (tmp_path / "small.yaml").write_text(ROW.replace("solver: ddim", "denoiser: mine, solver: ddim"), encoding="utf-8")
+    assert list(cifar10.possible(rows)) == ["corruptions-contrast"]
+    assert capfd.readouterr().out.startswith("row small is left out: Unknown weights 'mine'.")
