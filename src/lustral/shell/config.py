@@ -26,5 +26,5 @@ def read(path: Path) -> Evaluation:
 
 
 def recommended() -> dict[str, Path]:
-    """The configuration of the best defence found for a data set, by the set's name."""
+    """The configurations that are recommended, by the data set's name."""
     return {path.stem: path for path in sorted(Path(str(files("lustral") / "zoo")).glob("*.yaml"))}

@@ -36,7 +36,7 @@ def reference(name: str, norm: str = "eps") -> Reference:
 
 
 def recommended(name: str, device: str = "cpu") -> Defence:
-    """The best defence found for a data set, tuned on its validation images: images in [0, 1] → logits.
+    """The defence that is recommended for a data set, in float32: images in [0, 1] → logits.
 
     Its configuration is the file that ``lustral list`` names, which ``lustral evaluate --config`` measures.
     """

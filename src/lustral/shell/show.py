@@ -160,13 +160,13 @@ def names() -> None:
     for name, path in weights.zoo().items():
         about = weights.card(path)
         facts = ", ".join(f"{key} {value:g}" for key, value in about.measured.items())
-        line(f"{about.kind:<11}{name:<18}{about.parameters:,} parameters, {about.data}: {facts}")
+        line(f"{about.kind:<12}{name:<18}{about.parameters:,} parameters, {about.data}: {facts}")
     for name, path in config.recommended().items():
-        line(f"{'recommended':<11} {name:<17}{path}")
+        line(f"{'recommended':<12}{name:<18}{path}")
     for name, system in METHODS.items():
-        line(f"{'method':<11}{name:<18}{system.about}")
-    line(f"{'wrapper':<11}{'ssni':<18}each image's own noise level, from its score norm (Sun et al. 2025)")
+        line(f"{'method':<12}{name:<18}{system.about}")
+    line(f"{'wrapper':<12}{'ssni':<18}each image's own noise level, from its score norm (Sun et al. 2025)")
     for kind, values in (("solver", Solver), ("vote", VoteName)):
-        line(f"{kind:<11}{', '.join(values.__args__)}")
-    line(f"{'suite':<11}{', '.join(suites.SIZES)}")
-    line(f"{'stage':<11}{', '.join(build.STAGES)}")
+        line(f"{kind:<12}{', '.join(values.__args__)}")
+    line(f"{'suite':<12}{', '.join(suites.SIZES)}")
+    line(f"{'stage':<12}{', '.join(build.STAGES)}")
