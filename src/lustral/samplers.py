@@ -16,6 +16,7 @@ smaller t_star simply finish earlier. Notation: t → s is one step down in time
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -167,12 +168,14 @@ class SDE:
     """Euler–Maruyama on the reverse SDE, DiffPure's main solver (Nie et al. 2022, eq. 6), from t* to ``end``.
 
     On [-1, 1]: x ← x + (½·rate·x + diffusion·score)·h + √(diffusion·h)·z. The last step is shorter and adds noise like
-    the others. ``steps`` gives every sample that many equal steps instead of steps of ``dt``.
+    the others, which is much where steps are few; with ``mean`` it adds none (Song et al., ICLR 2021; ADDT's VP-SDE).
+    ``steps`` gives every sample that many equal steps instead of steps of ``dt``.
     """
 
     dt: float | None = None
     steps: int | None = None
     end: float = 1e-5
+    mean: bool = False
 
     def __post_init__(self) -> None:
         _check_grid(self.steps, self.dt)
@@ -182,7 +185,7 @@ class SDE:
 
     def table(self, schedule: Schedule, t_star: Tensor, n: int) -> Table:
         t, s = _nodes(t_star, n, self.end, None if self.steps else self.dt or schedule.dt)
-        return _euler(schedule, t_star, t, s, score_weight=1.0, noise=True)
+        return _euler(schedule, t_star, t, s, score_weight=1.0, noisy=s > self.end if self.mean else t > s)
 
 
 @dataclass(frozen=True)
@@ -201,17 +204,17 @@ class ODE:
 
     def table(self, schedule: Schedule, t_star: Tensor, n: int) -> Table:
         t, s = _nodes(t_star, n, self.end, None if self.steps else self.dt or schedule.dt)
-        return _euler(schedule, t_star, t, s, score_weight=0.5, noise=False)
+        return _euler(schedule, t_star, t, s, score_weight=0.5, noisy=torch.zeros_like(t))
 
 
-def _euler(schedule: Schedule, t_star: Tensor, t: Tensor, s: Tensor, *, score_weight: float, noise: bool) -> Table:
+def _euler(schedule: Schedule, t_star: Tensor, t: Tensor, s: Tensor, *, score_weight: float, noisy: Tensor) -> Table:
     """One Euler step of x' = ½·rate·x + w·diffusion·score, written for y = x/s(t); score ∝ (D − y)/(4·sigma²·s(t))."""
     h = t - s
     sigma = schedule.sigma(t)
     growth = torch.exp(schedule.log_scale(t) - schedule.log_scale(s))  # x/s(t) → x/s(s)
     towards = h * score_weight * schedule.diffusion(t) * torch.exp(-2 * schedule.log_scale(t)) / (4 * sigma**2)
     a = growth * (1 + 0.5 * h * schedule.rate(t) - towards)
-    c = 0.5 * _root(h * schedule.diffusion(t)) * torch.exp(-schedule.log_scale(s)) * float(noise)
+    c = 0.5 * _root(h * schedule.diffusion(t)) * torch.exp(-schedule.log_scale(s)) * noisy
     return _table(schedule, t_star, sigma, a, growth * towards, c, end=s[:, -1])
 
 
@@ -309,4 +312,13 @@ class Langevin:
         )
 
 
-SAMPLERS = {"sde": SDE, "ode": ODE, "ddpm": DDPM, "ddim": DDIM, "heun": Heun, "one-shot": OneShot, "langevin": Langevin}
+SAMPLERS = {
+    "sde": SDE,
+    "sde-mean": partial(SDE, mean=True),
+    "ode": ODE,
+    "ddpm": DDPM,
+    "ddim": DDIM,
+    "heun": Heun,
+    "one-shot": OneShot,
+    "langevin": Langevin,
+}

@@ -70,6 +70,7 @@ def test_gradcheck_through_adaptive_step_sizes():
     [
         (VP(), SDE(dt=0.02)),
         (VP(), SDE(steps=3)),
+        (VP(), SDE(dt=0.02, mean=True)),
         (VP(), ODE(dt=0.02)),
         (VP(), DDIM(eta=0.5, dt=0.02)),
         (DiscreteVP.linear(n=100), DDPM("small", dt=0.02)),

@@ -24,6 +24,7 @@ SAMPLERS = {
     "ddpm-large": DDPM("large", dt=0.01),
     "ddim": DDIM(0.3, dt=0.01),
     "sde": SDE(dt=0.01),
+    "sde-mean": SDE(dt=0.01, mean=True),
     "ode": ODE(dt=0.01),
     "langevin": Langevin(),
     "ddpm-steps": DDPM(steps=7),
@@ -31,7 +32,7 @@ SAMPLERS = {
     "heun": Heun(4),
     "one-shot": OneShot(),
 }
-BY_DT = ["ddpm", "ddpm-large", "ddim", "sde", "ode", "langevin"]
+BY_DT = ["ddpm", "ddpm-large", "ddim", "sde", "sde-mean", "ode", "langevin"]
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 
 
@@ -46,6 +47,14 @@ def test_a_sample_that_is_done_rests(name):
     assert (table.b != 0).equal(~done)
     for column, idle in ((table.a, 1.0), (table.b, 0.0), (table.c, 0.0), (table.pull, 0.0)):
         assert (column[done] == idle).all()
+
+
+def test_without_noise_in_each_samples_own_last_step():
+    plain, mean = (SDE(dt=0.01, mean=mean).table(VP(), f64(*TIMES), 10) for mean in (False, True))
+    last = torch.tensor([9, 4, 0, 9])
+    assert (plain.c.gather(1, last[:, None]) > 0).all()
+    assert mean.c.equal(plain.c.scatter(1, last[:, None], 0.0))
+    assert all(a.equal(b) for a, b in zip(mean[:3] + mean[4:], plain[:3] + plain[4:], strict=True))
 
 
 @pytest.mark.parametrize("sampler", [DDPM(dt=1e-3), DDIM(dt=1e-3), SDE(dt=1e-3, end=0.01)], ids=["ddpm", "ddim", "sde"])

@@ -30,8 +30,9 @@ def diffpure(
     """DiffPure (Nie et al. 2022): diffuse to ``t_star``, then reverse with ``solver``.
 
     Defaults are the reference's: VP with β from 0.1 to 20, t* = 0.1, Euler–Maruyama with dt = 1e-3 (100 steps), no
-    clamping. ``solver`` is one of sde, ode, ddpm, ddim, heun, one-shot, langevin, or a sampler of your own. ``steps``
-    replaces the step size ``dt`` by a number of equal steps. ``rounds`` purifies several times in a row.
+    clamping. ``solver`` is one of sde, sde-mean (no noise in the last step), ode, ddpm, ddim, heun, one-shot,
+    langevin, or a sampler of your own. ``steps`` replaces the step size ``dt`` by a number of equal steps. ``rounds``
+    purifies several times in a row.
     """
     if isinstance(solver, str):
         if solver not in SAMPLERS:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 Method = Literal["none", "diffpure", "adp", "gdmp", "gnsp", "adbm", "agdm"]
-Solver = Literal["sde", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
+Solver = Literal["sde", "sde-mean", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
 VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
 SetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion-mnist"]
 Norm = Literal["linf", "l2", "l1"]
