@@ -1,5 +1,6 @@
 """The same evaluation gives the same ledger: to the bit with fixed micro-batches, nearly so without."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,10 @@ def test_without_micro_batches_the_results_agree_nearly(reference, tmp_path):
             assert torch.equal(found[name].x, expected.x)
             assert torch.allclose(found[name].logits, expected.logits, atol=2e-3), name
             assert torch.equal(found[name].logits.argmax(dim=-1), expected.logits.argmax(dim=-1))
+
+
+def test_workers_are_as_many_as_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    assert runner.cores() == 1
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert runner.cores() == os.cpu_count()

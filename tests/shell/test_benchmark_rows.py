@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks import cifar10
+from benchmarks import cifar10, cifar10_learned, tables
 
 ROW = """# A title
 data: digits
@@ -75,3 +75,36 @@ def test_a_row_whose_network_is_not_here_is_left_out(rows: dict, tmp_path: Path,
     (tmp_path / "small.yaml").write_text(ROW.replace("solver: ddim", "denoiser: mine, solver: ddim"), encoding="utf-8")
     assert list(cifar10.possible(rows)) == ["corruptions-contrast"]
     assert capfd.readouterr().out.startswith("row small is left out: Unknown weights 'mine'.")
+
+
+def cells(table: str) -> list[list[str]]:
+    """The lines of a Markdown table below a title, without its head."""
+    return [line.strip("| ").split(" | ") for line in table.splitlines()[4:]]
+
+
+def test_what_rows_say_of_each_other(tmp_path: Path):
+    stages = 'stages: [clean, "null", blind, exact]'
+    made = tmp_path / "row.yaml"
+    made.write_text(ROW.replace("stages: [clean, blind]", stages).replace("images: 2", "images: 6"), encoding="utf-8")
+    cifar10.run(tmp_path / "runs", {"row": (made, None)})
+    rows = {(row["system"], row["stage"]): row for row in cifar10.results(tmp_path / "runs", "row")["rows"]}
+    found = list(cifar10_learned.systems(tmp_path / "runs"))
+
+    (raw, ddim) = cells(cifar10_learned.gaps(found))
+    for line, name in ((raw, "raw"), (ddim, "ddim")):
+        blind, exact = rows[name, "blind"]["accuracy"], rows[name, "exact"]["accuracy"]
+        assert line[:3] == ["row", name, "blind"]
+        assert float(line[5]) == pytest.approx(100 * (blind - exact), abs=0.051)
+        low, high = map(float, line[6].split(" to "))
+        assert low <= float(line[5]) <= high
+
+    (line,) = cells(cifar10_learned.retries([found[1]]))
+    worst = [rows["ddim", stage]["worst_of"]["10"] for stage in ("clean", "null", "exact")]
+    assert [line[3], line[4], line[6]] == [tables.percent(value) for value in worst]
+    clean = rows["ddim", "clean"]["accuracy"]
+    assert line[8] == f"{(clean - worst[1]) / (clean - worst[2]):.0%}"
+
+    assert [line[:4] for line in cells(cifar10_learned.costs(found))] == [
+        ["digits-cnn", "0.0", "row", "raw"],
+        ["digits-cnn", "1.0", "row", "ddim"],
+    ]

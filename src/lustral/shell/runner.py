@@ -71,9 +71,14 @@ def execute(
             side_by_side([lambda t=t: run(t, key) for t in todo], note, resources)
 
 
+def cores() -> int:
+    """The cores that this process may use: a container or taskset may leave fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def side_by_side(calls: Sequence[Callable], note: Callable, resources: Resources) -> None:
     """Makes calls, one on each core at a time, and notes their results as they come."""
-    pool = ThreadPoolExecutor(resources.threads or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(resources.threads or cores(), initializer=torch.set_num_threads, initargs=(1,))
     try:
         for future in as_completed([pool.submit(call) for call in calls]):
             note(future.result())

@@ -1,0 +1,111 @@
+"""What the rows of `python -m benchmarks.cifar10` say of each other.
+
+python -m benchmarks.cifar10_learned FOLDER
+
+FOLDER is the one of the rows. Differences are between the same images' own shares of right draws, with the percentile
+interval of a bootstrap over images. Accuracies are of the deployed decision: one draw, without a vote.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from benchmarks import tables
+from lustral.evaluate import metrics
+from lustral.shell.ledger import Ledger
+
+EXACT = "exact"
+
+
+class System(NamedTuple):
+    """A system of a row: what was asked for, its results by stage, and which draws were right, [n, draws] by stage."""
+
+    row: str
+    name: str
+    options: dict
+    results: dict[str, dict]
+    right: dict[str, Tensor]
+
+    def share(self, stage: str) -> Tensor:
+        """The share of right draws of every image [n]."""
+        return self.right[stage].double().mean(dim=1)
+
+    def worst(self, stage: str) -> float:
+        return metrics.worst_of(self.right[stage], 10).value
+
+
+def systems(folder: Path) -> Iterator[System]:
+    """Every system of every finished row that the exact attack has seen."""
+    for place in sorted(path.parent for path in folder.glob("*/results.json")):
+        rows = json.loads((place / "results.json").read_text(encoding="utf-8"))["rows"]
+        options = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        with Ledger(place / "ledger.sqlite") as ledger:
+            for name in dict.fromkeys(row["system"] for row in rows if row["stage"] == EXACT):
+                mine = {row["stage"]: row for row in rows if row["system"] == name}
+                found = {stage: ledger.outcomes(name, stage) for stage in mine}
+                right = {stage: metrics.right(seen.logits, seen.y) for stage, seen in found.items()}
+                own = {part: given for part, given in (options["systems"] or {}).get(name, {}).items() if given}
+                yield System(place.name, name, options | own, mine, right)
+
+
+def gaps(found: list[System]) -> str:
+    """Every attack against the exact one, which knows neither the noise nor has to approximate anything."""
+    lines = []
+    for system in found:
+        for stage in (stage for stage in system.right if stage not in ("clean", "null", EXACT)):
+            value, low, high = (100 * v for v in metrics.bootstrap(system.share(stage) - system.share(EXACT)))
+            cells = (tables.percent(system.results[s]["accuracy"]) for s in (stage, EXACT))
+            lines.append([system.row, system.name, stage, *cells, f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"])
+    head = ["row", "system", "attack", "accuracy", "exact", "attack − exact, points", "95 %"]
+    return "## Other attacks against the exact one\n\n" + tables.table(head, lines)
+
+
+def retries(found: list[System]) -> str:
+    """How much of the fall from one clean draw to the worst of ten attacked ones needs no gradient at all."""
+    lines = []
+    for system in (system for system in found if "null" in system.right and system.right["clean"].shape[1] >= 10):
+        clean = system.results["clean"]["accuracy"]
+        worst = {stage: system.worst(stage) for stage in ("clean", "null", EXACT)}
+        fall = clean - worst[EXACT]
+        cells = [clean, worst["clean"], worst["null"], system.results[EXACT]["accuracy"], worst[EXACT]]
+        shares = (f"{(clean - worst[stage]) / fall:.0%}" if fall else "—" for stage in ("clean", "null"))
+        lines.append([system.row, system.name, *map(tables.percent, cells), *shares])
+    head = ["row", "system", "clean, one draw", "clean, worst of 10", "null control, worst of 10", "exact, one draw"]
+    head += ["exact, worst of 10", "of the fall without an attack", "with the null control"]
+    return "## The worst of ten draws, attacked or not\n\n" + tables.table(head, lines)
+
+
+def calls(system: System) -> float:
+    """Network calls of one decision about one clean image; 0 without a purifier."""
+    clean = system.results["clean"]
+    return clean["forward"] / clean["images"] / clean["draws"] if _method(system) != "none" else 0.0
+
+
+def _method(system: System) -> str:
+    return system.options["purification"].get("method", "diffpure")
+
+
+def costs(found: list[System]) -> str:
+    """Robust accuracy by the network calls of a decision, for each classifier; those that no cheaper one matches."""
+    linf = [system for system in found if system.results[EXACT]["norm"] == "Linf"]
+    lines, best = [], {}
+    for system in sorted(linf, key=lambda s: (s.options["classification"]["classifier"], calls(s))):
+        classifier, row = system.options["classification"]["classifier"], system.results[EXACT]
+        ahead = "yes" if row["accuracy"] > best.get(classifier, -1.0) else ""
+        best[classifier] = max(row["accuracy"], best.get(classifier, -1.0))
+        robust = f"{tables.percent(row['accuracy'])} {tables.interval(row)}"
+        clean = tables.percent(system.results["clean"]["accuracy"])
+        lines.append(
+            [classifier, f"{calls(system):.1f}", system.row, system.name, clean, robust, "yes" if ahead else ""]
+        )
+    head = ["classifier", "calls", "row", "system", "clean", "exact, 95 %", "above all cheaper ones"]
+    return "## Robust accuracy by cost (Linf 8/255)\n\n" + tables.table(head, lines)
+
+
+if __name__ == "__main__":
+    known = list(systems(Path(sys.argv[1])))
+    print(gaps(known), retries(known), costs(known), sep="\n\n")
