@@ -57,7 +57,7 @@ def test_what_may_be_spent_does_not_change_a_bit(reference, tmp_path, resources)
     assert execute(tmp_path, resources).digest() == reference.digest()
 
 
-def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch):
+def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch, capsys):
     calls, run = [], runner.run
 
     def interrupted(task, key):
@@ -73,7 +73,13 @@ def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         done = sum(len(ledger.done(job.system.name, job.stage.name)) for job in plan(IMAGES, None))
     assert 0 < done < 15 * IMAGES
+    capsys.readouterr()
     assert execute(tmp_path, EVERYTHING).digest() == reference.digest()
+    share, said = capsys.readouterr().err.splitlines()[0].strip().split("% starting, 0 s, ")
+    assert 0 < int(share) < 100, "what is done already is on the bar"
+    assert said == "time left unknown", "and tells nothing of the speed"
+    assert execute(tmp_path, EVERYTHING).digest() == reference.digest()
+    assert {line.strip() for line in capsys.readouterr().err.splitlines()} == {"100% starting, 0 s, 0 s left"}
 
 
 def test_neighbours_and_order_do_not_change_a_bit(reference, tmp_path):

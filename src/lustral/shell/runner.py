@@ -57,11 +57,14 @@ def execute(
     mine = set(data.ids.tolist()) if only is None else only
     with progress() as bar:
         counted = {id(job): len(mine & set(data[: job.images].ids.tolist())) for job in jobs}
-        task = bar.add_task("starting", total=sum(work(job) * counted[id(job)] for job in jobs))
+        kept = {id(job): len(mine & ledger.done(job.system.name, job.stage.name)) for job in jobs}
+        total, before = (sum(work(job) * count[id(job)] for job in jobs) for count in (counted, kept))
+        task = bar.add_task("starting", total=total, completed=before)
         for together in levels(jobs):
             todo = list(pending(together, data, ledger, batch=resources.batch, only=mine))
             left = {id(job): sum(len(t.data.ids) for t in todo if t.job is job) for job in together}
-            bar.advance(task, sum(work(job) * (counted[id(job)] - left[id(job)]) for job in together))
+            gone = {id(job): counted[id(job)] - kept[id(job)] - left[id(job)] for job in together}  # decided earlier
+            bar.advance(task, sum(work(job) * gone[id(job)] for job in together))
 
             def note(chunk) -> None:
                 ledger.write(chunk)

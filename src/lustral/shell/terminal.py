@@ -62,8 +62,8 @@ class Log:
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        spent, fresh = self._said - self._started, self.completed - self._first
-        left = f"{spent * (self.total - self.completed) / fresh:.0f} s left" if fresh > 0 else "time left unknown"
+        spent, fresh, rest = self._said - self._started, self.completed - self._first, self.total - self.completed
+        left = "time left unknown" if fresh <= 0 < rest else f"{spent * rest / max(fresh, 1e-9):.0f} s left"
         console.print(
             f"{self.completed / max(self.total, 1):4.0%} {self.description}, {spent:.0f} s, {left}", highlight=False
         )
