@@ -43,7 +43,7 @@ THREAT, KEY, BUDGET = Linf(3 / 16), Key(0), 2 << 30
 
 
 def system(micro_batch: int | None = 64) -> System:
-    return build.system("diffpure", Purification(steps=10), Classification(), micro_batch)
+    return build.system("diffpure", Purification(solver="sde", steps=10), Classification(), micro_batch)
 
 
 def to_the_end(job: Job) -> Job:

@@ -363,3 +363,15 @@ def test_neither_the_package_nor_its_help_loads_torch():
     script = "import sys, lustral, lustral.shell.cli; print(sorted({'torch', 'numpy', 'scipy'} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_choices_are_made_on_validation_images(lustral):
+    of = ["--purification.method=none", "--stages=[clean]", "--images=3", "--draws=1"]
+    assert lustral("evaluate", "chosen", *of, "--split=validation") == 0
+    found = json.loads(Path("chosen/results.json").read_text())
+    assert found["data"]["split"] == "validation"
+    with Ledger(Path("chosen/ledger.sqlite")) as ledger:
+        (name,) = {row["system"] for row in found["rows"]}
+        x = ledger.outcomes(name, "clean").x
+    assert torch.equal(x, data.load("digits", "validation")[:3].x)
+    assert lustral("evaluate", "chosen", *of, "--split=train") == 2

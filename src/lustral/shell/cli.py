@@ -20,6 +20,7 @@ from .options import (
     Resources,
     Search,
     Shown,
+    Split,
     StageName,
     ThreatModel,
 )
@@ -120,6 +121,7 @@ def evaluate(
     draws: int = 20,
     seed: int = 0,
     micro_batch: int | None = 64,
+    split: Split = "test",
     corruption: str | None = None,
     precision: Precision = "float32",
     shard: str | None = None,
@@ -145,6 +147,7 @@ def evaluate(
         seed: Seed of all noise.
         micro_batch: Rows that networks see at a time, so that results are the same to the bit for any batch size;
             null lets them see whatever comes.
+        split: Images for the number (test), or for choices that are made before it (validation).
         corruption: One of CIFAR-10-C's in front of everything, with its severity: fog-3.
         precision: Of the networks' arithmetic, for the attacker and the judge alike. bfloat16 is two to four times as
             fast where a processor computes in it.
@@ -158,6 +161,7 @@ def evaluate(
     named = [stage or "null" for stage in stages]  # YAML reads null as nothing where it is not quoted
     options = Evaluation(
         *(data, images, suite, named, systems, purification, classification, threat, search, draws, seed, micro_batch),
+        split=split,
         corruption=corruption,
         precision=precision,
     )

@@ -11,6 +11,7 @@ Method = Literal["none", "diffpure", "adp", "gdmp", "gnsp", "adbm", "agdm"]
 Solver = Literal["sde", "sde-mean", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
 VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
 SetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion-mnist"]
+Split = Literal["test", "validation"]
 Norm = Literal["linf", "l2", "l1"]
 NetName = Literal["small", "resnet", "whitened", "wide", "unet", "ddpm", "ddpm++", "refinenet"]
 TaskName = Literal["classifier", "denoiser", "addt", "adbm", "pgd-at", "trades"]
@@ -243,6 +244,6 @@ class Evaluation:
     draws: int
     seed: int
     micro_batch: int | None
-    split: str = "test"
+    split: Split = "test"
     corruption: str | None = None
     precision: Precision = "float32"

@@ -150,7 +150,8 @@ def group(run: Run, job: Job) -> str:
 
 def cascade_of(worst: Job) -> tuple[str, ...]:
     """The attacks of a suite in their order: the stages to choose from that are no controls."""
-    return tuple(name for name in worst.stage.choose if name not in ("blind", "bpda", "exact", "black-box"))
+    controls = ("clean", "null", "blind", "bpda", "exact", "black-box")
+    return tuple(name for name in worst.stage.choose if name not in controls)
 
 
 def _vote_name(job: Job) -> str:
