@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -53,9 +54,17 @@ def possible(chosen: dict[str, tuple[Path, str | None]]) -> Iterator[str]:
             yield name
 
 
+def finished(place: Path, path: Path, corruption: str | None) -> bool:
+    """Whether a folder has the results of just this configuration; ``lustral evaluate`` refuses those of another."""
+    if not (place / "results.json").exists():
+        return False
+    asked = asdict(replace(config.read(path), corruption=corruption))
+    return json.loads((place / "run.json").read_text(encoding="utf-8")) == json.loads(json.dumps(asked))
+
+
 def run(folder: Path, chosen: dict[str, tuple[Path, str | None]]) -> None:
     """Runs what is not finished; the estimate of the time left is from the rows that this call ran."""
-    costs = {name: cost(path) for name, (path, _) in chosen.items() if not (folder / name / "results.json").exists()}
+    costs = {name: cost(row[0]) for name, row in chosen.items() if not finished(folder / name, *row)}
     started, done = time.monotonic(), 0.0
     for n, (name, price) in enumerate(costs.items(), 1):
         spent, share = time.monotonic() - started, done / sum(costs.values())
@@ -104,7 +113,7 @@ def corruptions(folder: Path, names: Iterable[str]) -> str:
 def detect(folder: Path) -> str:
     """How well attacked images are told from clean ones, measured if it has not been."""
     place = folder / DETECTED / "detection.json"
-    if not place.exists():
+    if not place.exists() or place.stat().st_mtime < (place.parent / "results.json").stat().st_mtime:
         trainings.command("detect", str(place.parent), *DETECTOR)
     told = json.loads(place.read_text(encoding="utf-8"))
     lines = []

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from components import PURIFIERS, SHAPE, Counted, images, scramble, squash
 from lustral.classifiers.small import SmallCNN
-from lustral.core.adjoint import Direct, Identity, Skip
+from lustral.core.adjoint import Direct, Identity, Skip, Surrogate
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify
 from lustral.core.noise import Key
 from lustral.core.vote import Abstain, Majority, MeanLogits, MeanSoftmax, Single
 from lustral.defence import Defence, defend
-from lustral.purifiers.compose import when
+from lustral.purifiers.compose import from_function, when
 from lustral.purifiers.presets import adp_gated, diffpure
 
 KEY = Key(71)
@@ -77,6 +77,14 @@ def test_the_adjoint_of_a_call_replaces_that_of_the_defence(classifier, net, x):
     assert torch.equal(defence.logits(x, KEY.rng(IDS), Identity()), exact)
     assert counted.rows == [5] * 4
     assert not torch.allclose(exact, classifier(x))
+
+
+@pytest.mark.parametrize("adjoint", [Skip(), Surrogate(from_function(torch.zeros_like))], ids=["skip", "surrogate"])
+def test_no_adjoint_changes_a_verdict(adjoint, classifier, purifier, x):
+    plain, other = defend(classifier, purifier), defend(classifier, purifier, adjoint=adjoint)
+    assert torch.equal(other.decide(x, KEY).draws, plain.decide(x, KEY).draws)
+    with torch.no_grad():
+        assert torch.equal(other.logits(x, KEY.rng(IDS)), plain.logits(x, KEY.rng(IDS)))
 
 
 @pytest.mark.parametrize("rng", [3, Key(3), Key(3).rng(IDS)], ids=["seed", "key", "rng"])

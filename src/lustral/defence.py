@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from .core import check
 from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
-from .core.kernel import purify
 from .core.lanes import Lanes, gather, in_parts
 from .core.noise import Key, Rng, as_rng
 from .core.purifier import Purifier
@@ -45,7 +44,9 @@ class Defence(nn.Module):
     ):
         """``purifier`` None is an undefended classifier. ``vote`` defaults to a single draw.
 
-        At most ``lanes`` rows (images × draws) are computed at a time, fewer where memory does not suffice.
+        ``adjoint`` is how it is differentiated; one that changes the purification too (``Skip``, ``Surrogate``) does so
+        only where gradients are asked for, and verdicts never see it. At most ``lanes`` rows (images × draws) are
+        computed at a time, fewer where memory does not suffice.
         """
         super().__init__()
         if not callable(classifier):
@@ -67,8 +68,8 @@ class Defence(nn.Module):
     def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
         if self.purifier is not None:
-            lanes = Lanes(self.lanes, adjoint or self.adjoint)
-            x = purify(self.purifier, x, rng.fold("purify"), adjoint=lanes)
+            own = self.adjoint if torch.is_grad_enabled() else Checkpointed()
+            x = Lanes(self.lanes, adjoint or own)(self.purifier, x, rng.fold("purify"))
         return gather(in_parts(lambda part: self.classifier(x[part]), torch.arange(len(x)), self.lanes))
 
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:

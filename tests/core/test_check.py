@@ -4,6 +4,8 @@ import torch
 
 from lustral.core import check
 from lustral.core.errors import UserError, unknown
+from lustral.core.kernel import purify, trace
+from lustral.purifiers.compose import from_function
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -48,3 +50,14 @@ def test_an_unknown_name_suggests_the_closest():
     known = ["sde", "ddpm"]
     assert str(unknown("solver", "dpm", known)) == "Unknown solver 'dpm'. Did you mean 'ddpm'? Known: ddpm, sde."
     assert str(unknown("solver", "quantum", known)) == "Unknown solver 'quantum'. Known: ddpm, sde."
+
+
+@pytest.mark.parametrize(
+    "wrong", [255 * torch.rand(2, 1, 4, 4) + 2, torch.full((2, 1, 4, 4), torch.nan), torch.rand(1, 4, 4)]
+)
+def test_purifying_by_hand_takes_images_alone(wrong):
+    blur = from_function(torch.zeros_like)
+    with pytest.raises(UserError, match="images"):
+        purify(blur, wrong, 0)
+    with pytest.raises(UserError, match="images"):
+        next(trace(blur, wrong, 0))

@@ -233,3 +233,13 @@ def test_gated_adp_asks_the_field_at_one_level_for_all(net, options, level):
 def test_impossible_constants_are_errors(options):
     with pytest.raises(UserError, match="ADP"):
         Adaptive(torch.zeros_like, **options)
+
+
+def test_a_field_is_asked_only_at_noise_that_its_network_knows():
+    denoiser = finite_set(SHAPE)
+    with pytest.raises(UserError, match="sigma=20000, but this denoiser knows"):
+        adp(denoiser, 2e4)
+    for sigma in (math.nan, -0.1):
+        with pytest.raises(UserError, match="ADP"):
+            adp(denoiser, sigma)
+    assert purify(adp_gated(denoiser, 0.0, threshold=1.0, steps=2), images(3, SHAPE), 0).isfinite().all()

@@ -10,7 +10,7 @@ from lustral.core.noise import Key, Rng
 from lustral.purifiers.compose import Chain, FieldNorm, chain, from_function, repeat, when
 from lustral.purifiers.diffusion import Diffusion
 from lustral.purifiers.presets import diffpure
-from lustral.samplers import SDE
+from lustral.samplers import ODE, SDE, Heun
 from lustral.schedules import EDM, VP
 
 KEY = Key(61)
@@ -226,3 +226,9 @@ def test_clamping_cuts_the_output_alone(net):
     free, cut = diffpure(net, steps=3), diffpure(net, steps=3, clamp=True)
     assert float(purify(free, x, KEY).min()) < 0
     assert torch.equal(purify(cut, x, KEY), purify(free, x, KEY).clamp(0, 1))
+
+
+@pytest.mark.parametrize("sampler", [SDE(end=0.1), ODE(steps=2, end=0.06), Heun(3, sigma_min=0.5)])
+def test_a_process_that_ends_above_its_start_is_refused(sampler, net):
+    with pytest.raises(UserError, match="The sampler ends above t_star=0.05"):
+        Diffusion(net, VP(), sampler, 0.05)

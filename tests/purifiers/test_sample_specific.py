@@ -14,7 +14,7 @@ from lustral.core.kernel import purify
 from lustral.core.noise import Key, Rng
 from lustral.denoisers.base import Denoiser, eps_network
 from lustral.purifiers.presets import diffpure, gdmp, gnsp, ssni
-from lustral.purifiers.sample_specific import Linear, Logistic, Reference, Rounded, ScoreNorm
+from lustral.purifiers.sample_specific import NORMS, Linear, Logistic, Reference, Rounded, ScoreNorm, score_norm
 from lustral.samplers import DDIM, DDPM, SDE
 from lustral.schedules import VP, DiscreteVP
 
@@ -294,3 +294,10 @@ def test_ssni_needs_diffusions_and_a_law():
         ssni(diffpure(net_denoiser(), 0.1, "ddim"), reference, law="linar")
     with pytest.raises(UserError, match="above 0"):
         ssni(diffpure(net_denoiser(), 0.1, "ddim"), reference, tau=0.0)
+
+
+def test_a_reference_brings_its_own_norm():
+    denoiser = gaussian_mixture()
+    for kind in NORMS:
+        made = ssni(diffpure(denoiser, 0.1, "ddpm", steps=2), Reference(1.0, 1.0, 0.0, 2.0, 2, kind))
+        assert made.measure == score_norm(denoiser, kind)

@@ -1,6 +1,7 @@
 """A defence of one's own through a suite, in one call."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 import lustral
 from digits import digits
-from lustral.evaluate import certificate
+from lustral.evaluate import certificate, metrics
+from lustral.evaluate.protocol import Data
+from lustral.shell.ledger import Ledger
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +50,40 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
 def test_an_unknown_suite_is_refused():
     with pytest.raises(lustral.UserError, match="Did you mean 'quick'"):
         lustral.assess(lustral.defend(lustral.classifier("digits-cnn")), digits(2), lustral.Linf(0.1), "quik")
+
+
+def test_the_anytime_interval_goes_through_images_as_the_data_have_them(tmp_path):
+    few = digits(8)
+    turned = few._replace(ids=torch.arange(8).flip(0))
+    defence = lustral.defend(lustral.classifier("digits-cnn"), blur)
+    found = lustral.assess(defence, turned, lustral.Linf(0.1), "smoke", out=tmp_path)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        worst = ledger.outcomes("defence", "worst")
+    shares = metrics.right(worst.logits, worst.y).double().mean(dim=1)
+    assert worst.ids.tolist() == list(range(8))
+    assert not torch.equal(shares, shares.flip(0)), "or the order would not matter"
+    assert found["details"]["defence"]["sequence"] == list(metrics.sequence(shares.flip(0).tolist()))
+
+
+def given(**changes) -> Data:
+    return digits(3)._replace(**changes)
+
+
+X = digits(3).x
+MISTAKES = {
+    "a plain network": (lambda net: net, given(), "defence must come from lustral.defend"),
+    "8-bit range": (lustral.defend, given(x=X * 255), "must lie in [0, 1]"),
+    "numpy": (lustral.defend, given(x=X.numpy()), "must be a torch tensor"),
+    "no images": (lustral.defend, digits(3)[:0], "at least one image"),
+    "ids twice": (lustral.defend, given(ids=torch.zeros(3).long()), "an id of its own"),
+    "labels int32": (lustral.defend, given(y=digits(3).y.int()), "int64, one for each image"),
+    "labels too many": (lustral.defend, given(y=digits(4).y), "int64, one for each image"),
+    "labels beyond": (lustral.defend, given(y=digits(3).y + 10), "knows labels 0 to 9, but the data has"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_a_sentence(name):
+    make, data, said = MISTAKES[name]
+    with pytest.raises(lustral.UserError, match=re.escape(said)):
+        lustral.assess(make(lustral.classifier("digits-cnn")), data, lustral.Linf(0.1), "smoke")

@@ -108,3 +108,14 @@ def test_what_rows_say_of_each_other(tmp_path: Path):
         ["digits-cnn", "0.0", "row", "raw"],
         ["digits-cnn", "1.0", "row", "ddim"],
     ]
+
+
+def test_a_row_that_was_changed_is_not_shown_as_it_was(rows: dict, tmp_path: Path, capfd: pytest.CaptureFixture):
+    only = {"corruptions-contrast": rows["corruptions-contrast"]}
+    cifar10.run(tmp_path / "runs", only)
+    (path, corruption) = only["corruptions-contrast"]
+    assert cifar10.finished(tmp_path / "runs/corruptions-contrast", path, corruption)
+    path.write_text(path.read_text(encoding="utf-8").replace("images: 2", "images: 3"), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        cifar10.run(tmp_path / "runs", only)
+    assert "holds another run" in capfd.readouterr().err

@@ -87,6 +87,10 @@ def test_merging_what_does_not_belong_together_is_refused(whole, lustral, capfd)
     assert lustral("evaluate", "other", *SUITE, "--seed=1", "--shard=1/2") == 0
     assert lustral("merge", "merged", f"[{whole},other]") == 2
     assert "another run; it differs in key.seed: 0 → 1" in capfd.readouterr().err
+    Path("other/run.json").unlink()
+    assert lustral("merge", "elsewhere", f"[other,{whole}]") == 2
+    assert "There are no options in other" in capfd.readouterr().err
+    assert not Path("elsewhere").exists()
 
 
 @pytest.mark.parametrize("part", ["2", "3/2", "0/2", "a/b", "1/0"])

@@ -22,6 +22,8 @@ def test_the_grid_is_every_combination_on_top_of_the_rest():
     assert made["t_star=0.1, steps=2"] == Purification(solver="ddim", t_star=0.1, steps=2)
     with pytest.raises(UserError, match="what to tune over"):
         tune.grid(Purification(), Grid())
+    with pytest.raises(UserError, match="Method diffpure has no sigma to choose"):
+        tune.grid(Purification(), Grid(sigma=[Purification().sigma]))
 
 
 def test_the_front_is_what_nothing_beats():

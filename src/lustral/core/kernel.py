@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from . import check
 from .adjoint import Adjoint, Checkpointed
 from .noise import Key, Rng, as_rng
 from .purifier import Purifier
@@ -18,12 +19,12 @@ def purify(
     respect to x; the default is exact with one image of memory per step. Gradients with respect to the purifier's own
     weights exist under ``Direct`` only.
     """
-    return (adjoint or Checkpointed())(purifier, x, as_rng(rng, len(x)))
+    return (adjoint or Checkpointed())(purifier, x, as_rng(rng, len(check.images(x))))
 
 
 def trace(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None = None) -> Iterator[Tensor]:
     """Yields what would be read out after init and after every step: n_steps + 1 batches, for people to look at."""
-    rng = as_rng(rng, len(x))
+    rng = as_rng(rng, len(check.images(x)))
     state = purifier.init(x, rng.fold("init"))
     yield purifier.readout(state)
     for i in range(purifier.n_steps):

@@ -3,18 +3,23 @@
 Frozen dataclasses describe themselves: their fields are the schema. A field's role, in ``metadata={"role": ...}``, is
 ``identity`` (the default: it can change a result), ``weights`` (so can it; described by a hash) or ``runtime`` (it
 cannot: batch sizes, memory budgets, devices), which leaves it out of the digest.
+
+Functions and plain objects of a user's own have no schema: their code and state describe them, as far as Python shows
+it. What is installed, or Lustral's own, goes by its name.
 """
 
 import dataclasses
 import hashlib
 import json
+import sys
 import weakref
 from collections.abc import Mapping
 from functools import partial
-from inspect import isfunction
-from types import CodeType
+from inspect import isfunction, ismethod, ismodule
+from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,8 +37,12 @@ def runtime(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"role": "runtime"})
 
 
-def spec(obj: Any) -> Any:
-    """A JSON-ready description of everything in ``obj`` that can change a result."""
+def spec(obj: Any, seen: set[int] | None = None) -> Any:
+    """A JSON-ready description of everything in ``obj`` that can change a result.
+
+    Functions and plain objects that were ``seen`` on the way are not described again.
+    """
+    seen = set() if seen is None else seen
     if obj is None or isinstance(obj, bool | int | str):
         return obj
     if isinstance(obj, float):
@@ -41,26 +50,79 @@ def spec(obj: Any) -> Any:
     if isinstance(obj, Tensor):
         return {"shape": list(obj.shape), "dtype": str(obj.dtype), "sha256": _sha256([obj])}
     if isinstance(obj, Mapping):
-        return {str(key): spec(value) for key, value in obj.items()}
+        return {str(key): spec(value, seen) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [spec(value) for value in obj]
+        return [spec(value, seen) for value in obj]
+    if isinstance(obj, np.generic) or (isinstance(obj, np.ndarray) and obj.dtype == object):
+        return spec(obj.tolist(), seen)
+    if isinstance(obj, np.ndarray):
+        return spec(torch.from_numpy(np.ascontiguousarray(obj).view(np.uint8)), seen) | {"dtype": str(obj.dtype)}
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        fields = {f.name: spec(getattr(obj, f.name)) for f in dataclasses.fields(obj) if role(f) != "runtime"}
+        fields = {f.name: spec(getattr(obj, f.name), seen) for f in dataclasses.fields(obj) if role(f) != "runtime"}
         return {"type": _name(type(obj)), **fields}
     if isinstance(obj, nn.Module):
         return {"type": _name(type(obj)), "sha256": weights_sha256(obj)}
     if isinstance(obj, partial):
-        return {"type": "functools.partial", "function": spec(obj.func), "given": spec([*obj.args, obj.keywords])}
-    if isfunction(obj) and "<" in obj.__qualname__:  # a lambda or a closure: its name does not say what it does
-        cells = [spec(cell.cell_contents) for cell in obj.__closure__ or ()]
-        return {"type": _name(obj), "code": _code(obj.__code__), "given": [*cells, spec(obj.__defaults__)]}
-    return {"type": _name(obj if callable(obj) and hasattr(obj, "__qualname__") else type(obj))}
+        given = spec([*obj.args, obj.keywords], seen)
+        return {"type": "functools.partial", "function": spec(obj.func, seen), "given": given}
+    if isfunction(obj):
+        return _function(obj, seen)
+    if ismethod(obj):
+        return {"type": _name(obj), "self": spec(obj.__self__, seen)}
+    if ismodule(obj):
+        return {"type": obj.__name__}
+    if isinstance(obj, type) or hasattr(obj, "__qualname__"):
+        return {"type": _name(obj)}
+    return _plain(obj, seen)
+
+
+def _function(function: FunctionType, seen: set[int]) -> dict:
+    """A function that is installed by its name, where it has one; others by their code and all that it refers to."""
+    made, own = {"type": _name(function)}, not _installed(function.__module__, function.__code__.co_filename)
+    if id(function) in seen or not (own or "<" in function.__qualname__):
+        return made
+    seen.add(id(function))
+    cells = [spec(cell.cell_contents, seen) for cell in function.__closure__ or ()]
+    made |= {"code": _code(function.__code__), "given": [*cells, spec(function.__defaults__, seen)]}
+    known = function.__globals__
+    names = sorted(_names(function.__code__) & known.keys()) if own else []
+    return made | ({"globals": {name: spec(known[name], seen) for name in names}} if names else {})
+
+
+def _plain(obj: Any, seen: set[int]) -> dict:
+    """An object that describes itself neither as a dataclass nor as a module: its attributes, if it is a user's own."""
+    made, module = {"type": _name(type(obj))}, sys.modules[type(obj).__module__]
+    own = hasattr(obj, "__dict__") and not _installed(module.__name__, getattr(module, "__file__", None))
+    if id(obj) in seen or not own:
+        return made
+    seen.add(id(obj))
+    return made | {name: spec(value, seen) for name, value in vars(obj).items()}
+
+
+def _installed(module: str, file: str | None) -> bool:
+    """Whether code belongs to Lustral, to Python or to a library, and not to the user."""
+    if module.partition(".")[0] in {"lustral", *sys.stdlib_module_names} - {"__main__"}:
+        return True
+    return "site-packages" in (file or "") or "dist-packages" in (file or "")
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that code looks up, in itself and in what it defines."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def _code(code: CodeType) -> str:
     """A hash of what a function's code does."""
-    constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    constants = [_constant(c) for c in code.co_consts]
     return hashlib.sha256(repr((code.co_code, constants, code.co_names)).encode()).hexdigest()
+
+
+def _constant(value: Any) -> str:
+    """A constant of code; the order of a set is another in every process."""
+    if isinstance(value, CodeType):
+        return _code(value)
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def canonical(obj: Any) -> str:

@@ -55,7 +55,7 @@ class Features:
             self.classifier(x)
         finally:
             hook.remove()
-        return torch.cat(seen)[: len(x)].flatten(1)
+        return torch.cat(seen)[: len(x)].flatten(1).to(x)  # the layer may compute elsewhere, and in bfloat16
 
 
 class TwoClasses:

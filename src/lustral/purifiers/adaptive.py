@@ -34,6 +34,11 @@ class UnitField:
     denoiser: Denoiser = field(metadata={"role": "weights"})
     sigma: float = 0.25
 
+    def __post_init__(self) -> None:
+        most = self.denoiser.sigma_max
+        if not 0 < self.sigma <= most * (1 + 1e-6):
+            raise UserError(f"ADP's field is asked at sigma={self.sigma:g}, but this denoiser knows (0, {most:.3g}].")
+
     def __call__(self, x: Tensor) -> Tensor:
         return (self.denoiser(x, x.new_full((len(x),), self.sigma)) - x) / self.sigma
 
@@ -69,7 +74,7 @@ class Adaptive:
     screen: str = "gaussian"
 
     def __post_init__(self) -> None:
-        if self.sigma < 0 or self.steps < 1 or self.delta <= 0 or not 0 < self.lam < 1:
+        if not self.sigma >= 0 or self.steps < 1 or not self.delta > 0 or not 0 < self.lam < 1:
             raise UserError("ADP needs sigma ≥ 0, steps ≥ 1, delta > 0 and 0 < lam < 1.")
         if not 0 <= self.alpha_min <= self.alpha_max:
             raise UserError(f"ADP needs 0 ≤ alpha_min ≤ alpha_max, not [{self.alpha_min}, {self.alpha_max}].")

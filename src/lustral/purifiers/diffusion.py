@@ -78,6 +78,8 @@ class Diffusion:
             hint = f"; did you mean t_star={top / 1000:g}?" if 1 < top <= 1000 and self.schedule.t_max == 1 else "."
             raise UserError(f"t_star must lie in (0, {self.schedule.t_max:g}], not {top:g}{hint}")
         sigma = float(self.schedule.sigma(torch.tensor(float(top), dtype=torch.float64)))
+        if getattr(self.sampler, "end", 0.0) >= top or getattr(self.sampler, "sigma_min", 0.0) >= sigma:
+            raise UserError(f"The sampler ends above t_star={top:g} (sigma={sigma:.3g}), where it should begin.")
         if sigma > self.denoiser.sigma_max * (1 + 1e-6):
             raise UserError(
                 f"t_star={top:g} means noise sigma={sigma:.3g}, beyond the {self.denoiser.sigma_max:.3g} that this "

@@ -81,7 +81,7 @@ def adp_gated(denoiser: Denoiser, sigma: float = 0.25, *, threshold: float, shar
 
     The norm is taken on the raw input. ``options`` are those of ``adp``.
     """
-    level = options.pop("field_sigma", None) or sigma
+    level = options.pop("field_sigma", None) or sigma or 0.25
     gate = FieldNorm(UnitField(denoiser, level), threshold)
     strong = adp(denoiser, sigma, field_sigma=level, **options)
     return when(gate, strong, adp(denoiser, share * sigma, field_sigma=level, **options))
@@ -183,16 +183,17 @@ def ssni(
 
     ``law`` is ``logistic`` (SSNI-N, whose ``tau`` is the spread of clean norms if not given) or ``linear`` (SSNI-L).
     ``bias`` is in units of time and raises the largest time. ``norm`` is what the reference was measured with, by
-    default ``score_norm``. With a sampler of so many ``steps`` every sample takes all of them; with one of steps of
-    ``dt`` a cleaner sample takes fewer. ``published`` rounds times, and those of DDPM's and DDIM's ``steps``, to whole
-    steps of the schedule, where a cleaner sample repeats some.
+    default the ``score_norm`` of its kind. With a sampler of so many ``steps`` every sample takes all of them; with one
+    of steps of ``dt`` a cleaner sample takes fewer. ``published`` rounds times, and those of DDPM's and DDIM's
+    ``steps``, to whole steps of the schedule, where a cleaner sample repeats some.
     """
     stages = purifier.stages if isinstance(purifier, Chain) else (purifier,)
     if not all(isinstance(stage, Diffusion) and not callable(stage.t_star) for stage in stages):
         raise UserError("SSNI wraps diffusion purifiers with a constant t_star, or a chain of them.")
     first = stages[0]
     if norm is None:
-        norm = score_norm(first.denoiser.inner if isinstance(first.denoiser, Clipped) else first.denoiser)
+        plain = first.denoiser.inner if isinstance(first.denoiser, Clipped) else first.denoiser
+        norm = score_norm(plain, reference.kind)
     made = (_timed(stage, reference, law, tau, bias, published) for stage in stages)
     return Rounds(tuple(made), norm)
 

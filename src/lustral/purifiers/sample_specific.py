@@ -69,22 +69,23 @@ class ScoreNorm:
 
 
 class Reference(NamedTuple):
-    """Score norms of clean images."""
+    """Score norms of clean images, of a ``kind`` that ``score_norm`` knows."""
 
     mean: float
     std: float
     low: float
     high: float
     images: int
+    kind: str = "eps"
 
     @staticmethod
-    def of(norms: Tensor) -> "Reference":
+    def of(norms: Tensor, kind: str = "eps") -> "Reference":
         """The statistics of norms [n]."""
         if len(norms) < 2 or not bool(norms.isfinite().all()):
             raise UserError("A reference needs finite score norms of at least two images.")
         norms = norms.double()
         found = norms.mean(), norms.std(), norms.min(), norms.max()
-        return Reference(*(value.item() for value in found), len(norms))
+        return Reference(*(value.item() for value in found), len(norms), kind)
 
 
 @dataclass(frozen=True)

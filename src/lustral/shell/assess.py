@@ -7,7 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ..core import check
+from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Threat
 from ..defence import Defence, modules_in
@@ -37,6 +41,7 @@ def assess(
     """
     resources = resources or Resources()
     named = defences if isinstance(defences, dict) else {"defence": defences}
+    _check(named, data)
     systems = [System(name, defence.eval(), Meter()) for name, defence in named.items()]
     systems = [replace(system, random=plan.draws_noise(system, data)) for system in systems]
     jobs = suites.jobs(suite, systems, threat, len(data.ids), int(resources.budget * 2**30))
@@ -54,6 +59,25 @@ def assess(
     return found
 
 
+def _check(defences: dict[str, Defence], data: Data) -> None:
+    """Says in one sentence what is not as it must be."""
+    for name, defence in defences.items():
+        if not isinstance(defence, Defence):
+            raise UserError(
+                f"{name} must be made by lustral.defend(classifier, purifier), not {type(defence).__name__}."
+            )
+    x, y = check.images(data.x), data.y
+    if not len(x) or len(data.ids) != len(x) or len(set(data.ids.tolist())) != len(x):
+        raise UserError("Data needs at least one image, and for each an id of its own.")
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (len(x),):
+        raise UserError("Labels must be a torch tensor of int64, one for each image.")
+    for name, defence in defences.items():
+        classes = defence.decide(x[:1], 0).logits.shape[1]
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= classes:
+            raise UserError(f"{name} knows labels 0 to {classes - 1}, but the data has {low} to {high}.")
+
+
 def _count(system: System, watching: ExitStack) -> None:
     """Lets the system's meter count the rows of its networks; functions that hold theirs in a closure are not seen."""
     defence, meter = system.defence, system.meter
@@ -68,6 +92,7 @@ def _fold(
     found = results.results(
         ledger,
         jobs,
+        order=data.ids.tolist(),
         title=", ".join(dict.fromkeys(job.system.name for job in jobs)),
         command="lustral.assess",
         suite=suite,

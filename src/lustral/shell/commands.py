@@ -1,5 +1,6 @@
 """What the commands do, below the command line and above the rooms."""
 
+import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
@@ -103,7 +104,7 @@ def reference(name: str, source: str | None, images: int) -> weights.Card:
     known = {}
     for kind, prefix in systems.PREFIXES.items():
         measured = systems.measure(denoiser, kind, found.x, Key(0).fold("reference").rng(found.ids))
-        known |= {prefix + name: round(value, 6) for name, value in measured._asdict().items()}
+        known |= {prefix + name: round(value, 6) for name, value in measured._asdict().items() if name != "kind"}
     return weights.describe(weights.find(name), replace(about, measured=about.measured | known))
 
 
@@ -184,12 +185,13 @@ def merge(out: Path, parts: list[Path], allow_red: bool) -> dict:
         raise UserError("Name the folders of the shards to merge.")
     if out.resolve() in [place.resolve() for place in parts]:
         raise UserError(f"Shards are merged into a folder of their own, not into {out}, which is one of them.")
+    options = folder.read_json(parts[0] / "run.json", "options")
     first = Ledger(parts[0] / "ledger.sqlite")
     with Ledger(out / "ledger.sqlite", first.spec()) as ledger, first:
         for place in parts:
             with Ledger(place / "ledger.sqlite") as other:
                 ledger.take(other)
-    write_text(out / "run.json", (parts[0] / "run.json").read_text(encoding="utf-8"))
+    write_text(out / "run.json", json.dumps(options, indent=1) + "\n")
     planned = plan.load(out, Resources())
     plan.check_complete(planned, out)
     return plan.finish(planned, out, command(), allow_red)

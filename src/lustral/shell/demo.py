@@ -85,6 +85,7 @@ def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, 
         found = results.results(
             ledger,
             main_jobs,
+            order=data.ids.tolist(),
             title="Lustral demo",
             command=command(),
             seed=seed,

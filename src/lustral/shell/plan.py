@@ -148,6 +148,7 @@ def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: boo
         found = results.results(
             ledger,
             plan.jobs,
+            order=plan.data.ids.tolist(),
             stopped=stopped,
             title=f"{', '.join(system.name for system in plan.systems)} on {_images(options)}",
             command=command,

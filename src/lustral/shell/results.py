@@ -37,10 +37,10 @@ NOTES = [
 
 
 class Run:
-    """The jobs of a run and what the ledger holds of them, read once."""
+    """The jobs of a run and what the ledger holds of them, read once; ``order``: image ids as the data have them."""
 
-    def __init__(self, ledger: Ledger, jobs: Sequence[Job]):
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, jobs: Sequence[Job], order: Sequence[int] = ()):
+        self.ledger, self.order = ledger, order
         self.jobs = [job for job in jobs if ledger.done(job.system.name, job.stage.name)]
         self._found: dict[tuple[str, str], Outcomes] = {}
 
@@ -58,9 +58,9 @@ class Run:
         return list(dict.fromkeys(job.system.name for job in self.jobs))
 
 
-def results(ledger: Ledger, jobs: Sequence[Job], *, stopped: bool = False, **facts) -> dict:
+def results(ledger: Ledger, jobs: Sequence[Job], *, order: Sequence[int], stopped: bool = False, **facts) -> dict:
     """Everything that the report shows, folded from the ledger; ``stopped``: an interval decided when it ended."""
-    run = Run(ledger, jobs)
+    run = Run(ledger, jobs, order)
     rows = [row(run, job) for job in run.jobs]
     with_null(run, rows)
     about = {name: details(run, name) for name in run.systems}
@@ -175,29 +175,35 @@ def with_null(run: Run, rows: list[dict]) -> None:
 
 
 def details(run: Run, name: str) -> dict:
-    """Of a system's worst case (or exact attack): every threat statement, others' metrics, classes, cost, histogram."""
+    """Of a system's worst case (or exact attack): every threat statement, others' metrics, classes, cost, histogram.
+
+    Of its last attack where it has neither; without any there is nothing to say about robustness.
+    """
     stages = run.of(name)
-    last = stages.get("worst") or stages.get("exact") or next(iter(stages.values()))
+    attacked = [job for job in stages.values() if job.stage.attack is not None and job.stage.name != "null"]
+    last = stages.get("worst") or stages.get("exact") or (attacked or [*stages.values()])[-1]
     looked = stages.get("apgd-margin") or last
     found = run.outcomes(last)
-    right, vote = metrics.right(found.logits, found.y), last.system.defence.vote
-    clean = run.outcomes(stages["clean"]) if "clean" in stages else None
-    risks = [risk._replace(accuracy=list(risk.accuracy))._asdict() for risk in metrics.risks(found.logits, found.y)]
-    others = published(found.logits, found.y, looks_of(run, looked, found.ids.tolist()))
+    right = metrics.right(found.logits, found.y)
+    robust = attacked or "worst" in stages
+    others = published(found.logits, found.y, looks_of(run, looked, found.ids.tolist())) if robust else []
+    verdicts = decisions(run, last)
     return {
         "stage": last.stage.name,
-        "risks": risks,
-        "clean_risks": [
-            risk._replace(accuracy=list(risk.accuracy))._asdict()
-            for risk in (metrics.risks(clean.logits, clean.y) if clean else [])
-        ],
+        "risks": _risks(run, last) if robust else [],
+        "clean_risks": _risks(run, stages["clean"]) if "clean" in stages else [],
         "published": [item._replace(value=item.value and list(item.value))._asdict() for item in others],
         "bootstrap": list(metrics.bootstrap(right.double().mean(dim=1))),
-        "sequence": list(metrics.sequence(metrics.voted(found.logits, found.y, vote).double().mean(dim=1).tolist())),
+        "sequence": list(metrics.sequence([verdicts[image] for image in run.order if image in verdicts])),
         "per_class": {label: list(value) for label, value in metrics.per_class(right, found.y).items()},
         "draws_right": right.sum(dim=1).tolist(),
         "cost_curve": cost_curve(run, name),
     }
+
+
+def _risks(run: Run, job: Job) -> list[dict]:
+    found = run.outcomes(job)
+    return [risk._replace(accuracy=list(risk.accuracy))._asdict() for risk in metrics.risks(found.logits, found.y)]
 
 
 def looks_of(run: Run, looked: Job, ids: Sequence[int]) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ from ..defence import Defence
 from ..evaluate.protocol import Data
 from ..purifiers.sample_specific import Reference
 from . import build, config, systems, weights
+from . import device as devices
 from .images import data as datasets
 
 
@@ -43,5 +44,6 @@ def recommended(name: str, device: str = "cpu") -> Defence:
     known = config.recommended()
     if name not in known:
         raise unknown("recommendation", name, known)
+    devices.check(device)
     options = config.read(known[name])
     return build.system(name, options.purification, options.classification, device=device).defence

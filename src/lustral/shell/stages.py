@@ -45,14 +45,19 @@ class Making(NamedTuple):
     def eot(self) -> int:
         return self.search.eot if self.system.random else 1
 
-    def restarted(self, attack: Attack) -> Attack:
-        return Restarts(attack, self.search.restarts) if self.search.restarts > 1 else attack
+    @property
+    def patience(self) -> int:
+        """Looks in a row that must fool: a lucky draw is no proof, where there are draws."""
+        return 3 if self.system.random else 1
 
-    def pgd(self, gradient: Estimator, select: Selection | None) -> Attack:
-        search = self.search
-        return self.restarted(
-            PGD(self.threat, gradient, self.loss, search.steps, search.step_size, search.momentum, select=select)
-        )
+    def restarted(self, attack: Attack, leave: bool = True) -> Attack:
+        return attack if self.search.restarts == 1 else Restarts(attack, self.search.restarts, leave)
+
+    def pgd(self, gradient: Estimator, select: Selection | None, leave: bool = True) -> Attack:
+        """Images leave once they are fooled, or none does: what fools the classifier alone may not fool the defence."""
+        s, patience = self.search, 3 if leave else 0
+        search = PGD(self.threat, gradient, self.loss, s.steps, s.step_size, s.momentum, True, patience, select)
+        return self.restarted(search, leave)
 
     def exact(self) -> Gradient:
         return exact(self.eot, self.budget)
@@ -67,7 +72,8 @@ def _score(m: Making) -> Attack:
     purifier = m.system.defence.purifier
     if not isinstance(purifier, Adaptive | AdaptivePublished):
         raise UserError("Stage 'joint score' needs the score field of ADP; for other purifiers use 'joint full'.")
-    return m.pgd(Joint(bpda(m.eot), lambda x, rng: purifier.field(x)), m.select)
+    field = getattr(purifier, "adp", purifier).field
+    return m.pgd(Joint(bpda(m.eot), lambda x, rng: field(x)), m.select)
 
 
 def _levels(m: Making, adjoint: type[HeldLevel] | type[LoweredNorm]) -> Attack:
@@ -79,8 +85,8 @@ def _guide(m: Making) -> Attack:
     found = guides(m.system.defence.purifier)
     if not found:
         raise UserError("Stage 'guide' attacks the classifier that guides a purifier; only agdm has one.")
-    own = APGD(m.threat, exact(1), m.loss, m.search.steps)
-    return Transfer(m.restarted(own), found, m.select or Selection())
+    own = APGD(m.threat, exact(1), m.loss, m.search.steps, patience=0)
+    return Transfer(m.restarted(own, leave=False), found, m.select or Selection())
 
 
 def _surrogate(m: Making) -> Attack:
@@ -92,7 +98,7 @@ def _surrogate(m: Making) -> Attack:
 ATTACKS: dict[str, Callable[[Making], Attack | None]] = {
     "clean": lambda m: None,
     "null": _null,
-    "blind": lambda m: m.pgd(blind(), Selection(1, Skip())),
+    "blind": lambda m: m.pgd(blind(), Selection(1, Skip()), leave=False),
     "bpda": lambda m: m.pgd(bpda(m.eot), m.select),
     "exact": lambda m: m.pgd(m.exact(), m.select),
     "fixed": lambda m: m.pgd(exact(1, m.budget), None),
@@ -108,7 +114,7 @@ ATTACKS: dict[str, Callable[[Making], Attack | None]] = {
     "lowered norm": lambda m: _levels(m, LoweredNorm),
     "surrogate": _surrogate,
     "guide": _guide,
-    "square": lambda m: Square(m.threat, 50 * m.search.steps, m.loss, m.select or Selection()),
+    "square": lambda m: Square(m.threat, 50 * m.search.steps, m.loss, m.select or Selection(), m.patience),
     "apgd": lambda m: m.restarted(APGD(m.threat, m.exact(), m.loss, m.search.steps, select=m.select)),
     "stadv": lambda m: StAdv(Flow(1), m.exact(), m.loss, m.search.steps, select=m.select or Selection()),
 }

@@ -1,6 +1,6 @@
 """Purification systems by name: what each is, in a line, and how options make it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -141,16 +141,20 @@ def purifier(options: Purification, given: Networks) -> Purifier | None:
     return Pinned(made, TWIN) if options.fixed_noise else made
 
 
-def check(options: Purification) -> None:
-    """Refuses options that the system does not know: they would look like a choice and be none."""
+def check(options: Purification, chosen: Iterable[str] = ()) -> None:
+    """Refuses options that the system does not know: they would look like a choice and be none.
+
+    Those that are ``chosen``, or differ from the defaults.
+    """
     knows = {"method", "denoiser", "fixed_noise", *METHODS[options.method].knows}
     if METHODS[options.method].make is not None:
         knows.add("ssni")
     if options.ssni is not None:
         knows |= {"norm", "bias", "published"} | ({"tau"} if options.ssni == "logistic" else set())
     plain = Purification()
-    for name in (f.name for f in fields(options)):
-        if name not in knows and getattr(options, name) != getattr(plain, name):
+    changed = [f.name for f in fields(options) if getattr(options, f.name) != getattr(plain, f.name)]
+    for name in (*chosen, *changed):
+        if name not in knows:
             wrapped = f" with SSNI's {options.ssni} law" if options.ssni else ""
             raise UserError(f"Method {options.method}{wrapped} has no {name} to choose; leave {name} out.")
 
@@ -159,14 +163,15 @@ def reference(about: weights.Card | None, kind: str = "eps") -> Reference:
     """The score norms of clean images that a denoiser's card holds."""
     if kind not in PREFIXES:
         raise unknown("norm", kind, PREFIXES)
-    found = {name: (about.measured if about else {}).get(PREFIXES[kind] + name) for name in Reference._fields}
+    numbers = ("mean", "std", "low", "high", "images")
+    found = {name: (about.measured if about else {}).get(PREFIXES[kind] + name) for name in numbers}
     if None in found.values():
         name = about.name if about else "the denoiser"
         raise UserError(
             f"SSNI needs score norms of clean images, which the card of {name} does not hold; "
             "run `lustral reference` on its .safetensors file."
         )
-    return Reference(**found)
+    return Reference(**found, kind=kind)
 
 
 Statistic = Callable[[Tensor, Rng], Tensor]
@@ -186,4 +191,4 @@ def by_parts(statistic: Statistic, x: Tensor, rng: Rng, batch: int = 64) -> Tens
 
 def measure(denoiser: Denoiser, kind: str, x: Tensor, rng: Rng) -> Reference:
     """The score norms of clean images x."""
-    return Reference.of(by_parts(score_norm(denoiser, kind), x, rng))
+    return Reference.of(by_parts(score_norm(denoiser, kind), x, rng), kind)

@@ -14,6 +14,7 @@ from ..core.errors import UserError
 from . import commands, weights
 from .files import replacing, write_text
 from .options import Classification, Entry, Evaluation, Grid, Precision, Purification, Resources, Search, ThreatModel
+from .systems import check
 
 
 class Setting(NamedTuple):
@@ -31,6 +32,7 @@ def grid(base: Purification, over: Grid) -> dict[str, Purification]:
     axes = {name: values for name, values in asdict(over).items() if values}
     if not axes:
         raise UserError("Say what to tune over, for example --over.t_star=[0.05,0.1,0.2].")
+    check(base, axes)
     made = {}
     for values in product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
