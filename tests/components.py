@@ -133,6 +133,7 @@ class Smooth:
 PURIFIERS: dict[str, Callable[[Denoiser], Purifier]] = {
     "sde": lambda d: diffpure(d, 0.1, SDE(dt=0.02)),
     "sde-steps": lambda d: diffpure(d, 0.1, "sde", steps=4),
+    "sde-mean": lambda d: diffpure(d, 0.1, "sde-mean", dt=0.02),
     "ode": lambda d: diffpure(d, 0.1, ODE(dt=0.02)),
     "ddpm-small": lambda d: diffpure(d, 0.1, DDPM("small", dt=0.02)),
     "ddpm-large": lambda d: diffpure(d, 0.1, DDPM("large", steps=4), schedule=DiscreteVP.linear(), clamp=True),

@@ -120,6 +120,9 @@ def test_a_frozen_image_costs_no_more_field_calls(denoiser):
     moving = [sum(len(image) > i for image in alphas) for i in range(6)]
     assert moving[-1] < moving[0] == len(x)
     assert counted.rows == [rows for rows in moving if rows for _ in range(2)]
+    restless = Counted(denoiser)
+    purify(made := adp(restless, 0.15, steps=6, tau=0.0), x, KEY)
+    assert restless.rows == [len(x)] * made.calls
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 1.6])
@@ -237,9 +240,9 @@ def test_impossible_constants_are_errors(options):
 
 def test_a_field_is_asked_only_at_noise_that_its_network_knows():
     denoiser = finite_set(SHAPE)
-    with pytest.raises(UserError, match="sigma=20000, but this denoiser knows"):
+    with pytest.raises(UserError, match=r"sigma=20000, beyond the 1e\+04 of this denoiser"):
         adp(denoiser, 2e4)
     for sigma in (math.nan, -0.1):
-        with pytest.raises(UserError, match="ADP"):
+        with pytest.raises(UserError, match="ADP needs sigma ≥ 0"):
             adp(denoiser, sigma)
     assert purify(adp_gated(denoiser, 0.0, threshold=1.0, steps=2), images(3, SHAPE), 0).isfinite().all()

@@ -71,7 +71,7 @@ def given(**changes) -> Data:
 
 X = digits(3).x
 MISTAKES = {
-    "a plain network": (lambda net: net, given(), "defence must come from lustral.defend"),
+    "a plain network": (lambda net: net, given(), "defence must be made by lustral.defend"),
     "8-bit range": (lustral.defend, given(x=X * 255), "must lie in [0, 1]"),
     "numpy": (lustral.defend, given(x=X.numpy()), "must be a torch tensor"),
     "no images": (lustral.defend, digits(3)[:0], "at least one image"),

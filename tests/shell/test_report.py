@@ -275,7 +275,7 @@ def test_details_tell_every_way_of_counting():
     assert page.table_row("majority", "5") == ["majority", "5", "51 % [41, 61]", "—"]
     assert page.table_row("DiffBreak MV.Rob") == ["DiffBreak MV.Rob", "40 % [30, 50]", "no look lost"]
     assert page.table_row("DiffHammer Avg.Rob")[1] == "—"
-    assert page.table_row("ADP", "45 % [40, 50]")[2] == "45 % [20, 70]"
+    assert page.table_row("ADP", "Worst case", "45 % [40, 50]")[3] == "45 % [20, 70]"
     assert [row[0] for row in page.rows if row[0] in ("9", "10")] == ["9", "10"]
     assert "0 of 20 right: 2 images. 7 of 20 right: 1 image. 20 of 20 right: 1 image. " in page.values("aria-label")
     assert page.table_row("ADP", "4", "✓ yes")[3:] == [

@@ -36,8 +36,8 @@ class UnitField:
 
     def __post_init__(self) -> None:
         most = self.denoiser.sigma_max
-        if not 0 < self.sigma <= most * (1 + 1e-6):
-            raise UserError(f"ADP's field is asked at sigma={self.sigma:g}, but this denoiser knows (0, {most:.3g}].")
+        if self.sigma > most * (1 + 1e-6):
+            raise UserError(f"ADP's field is asked at sigma={self.sigma:g}, beyond the {most:.3g} of this denoiser.")
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self.denoiser(x, x.new_full((len(x),), self.sigma)) - x) / self.sigma
@@ -84,6 +84,11 @@ class Adaptive:
     @property
     def n_steps(self) -> int:
         return self.steps
+
+    @property
+    def calls(self) -> int:
+        """Network calls for an image that does not come to rest."""
+        return 2 * self.steps
 
     def init(self, x: Tensor, rng: Rng) -> AdaptiveState:
         if self.sigma:

@@ -185,9 +185,9 @@ def merge(out: Path, parts: list[Path], allow_red: bool) -> dict:
         raise UserError("Name the folders of the shards to merge.")
     if out.resolve() in [place.resolve() for place in parts]:
         raise UserError(f"Shards are merged into a folder of their own, not into {out}, which is one of them.")
-    options = folder.read_json(parts[0] / "run.json", "options")
-    first = Ledger(parts[0] / "ledger.sqlite")
-    with Ledger(out / "ledger.sqlite", first.spec()) as ledger, first:
+    with Ledger(parts[0] / "ledger.sqlite") as first:
+        spec, options = first.spec(), folder.read_json(parts[0] / "run.json", "options")
+    with Ledger(out / "ledger.sqlite", spec) as ledger:
         for place in parts:
             with Ledger(place / "ledger.sqlite") as other:
                 ledger.take(other)

@@ -25,7 +25,7 @@ def work(job: Job) -> float:
     """Network rows that one image of a job may cost, for the estimate of the time left."""
     purifier, attack = job.system.defence.purifier, job.stage.attack
     spent = job.draws + (effort(attack) * job.system.defence.vote.draws if attack is not None else 0)
-    return spent * (purifier.n_steps if purifier is not None else 0.1)
+    return spent * (0.1 if purifier is None else getattr(purifier, "calls", purifier.n_steps))
 
 
 def shard(items: Sequence, part: str | None) -> Sequence:
