@@ -72,8 +72,8 @@ def _score(m: Making) -> Attack:
     purifier = m.system.defence.purifier
     if not isinstance(purifier, Adaptive | AdaptivePublished):
         raise UserError("Stage 'joint score' needs the score field of ADP; for other purifiers use 'joint full'.")
-    field = getattr(purifier, "adp", purifier).field
-    return m.pgd(Joint(bpda(m.eot), lambda x, rng: field(x)), m.select)
+    purifier = getattr(purifier, "adp", purifier)
+    return m.pgd(Joint(bpda(m.eot), lambda x, rng: purifier.field(x)), m.select)
 
 
 def _levels(m: Making, adjoint: type[HeldLevel] | type[LoweredNorm]) -> Attack:
