@@ -3,7 +3,7 @@
 python -m benchmarks.cifar10_learned FOLDER
 
 FOLDER is the one of the rows. Differences are between the same images' own shares of right draws, with the percentile
-interval of a bootstrap over images. Accuracies are of the deployed decision: one draw, without a vote.
+interval of a bootstrap over images. Accuracies are those of the rows, of the deployed decision.
 """
 
 import json
@@ -53,7 +53,7 @@ def systems(folder: Path) -> Iterator[System]:
 
 
 def gaps(found: list[System]) -> str:
-    """Every attack against the exact one, which knows neither the noise nor has to approximate anything."""
+    """Every other attack against the exact gradient under fresh noise."""
     lines = []
     for system in found:
         for stage in (stage for stage in system.right if stage not in ("clean", "null", EXACT)):

@@ -4,8 +4,9 @@ Frozen dataclasses describe themselves: their fields are the schema. A field's r
 ``identity`` (the default: it can change a result), ``weights`` (so can it; described by a hash) or ``runtime`` (it
 cannot: batch sizes, memory budgets, devices), which leaves it out of the digest.
 
-Functions and plain objects of a user's own have no schema: their code and state describe them, as far as Python shows
-it. What is installed, or Lustral's own, goes by its name.
+What is a user's own and has no schema is described as far as Python shows it: a function by its code and all that it
+refers to, a plain object by its attributes (not by the code of its class). What is installed, or Lustral's own, goes by
+its name.
 """
 
 import dataclasses

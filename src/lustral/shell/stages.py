@@ -56,7 +56,9 @@ class Making(NamedTuple):
     def pgd(self, gradient: Estimator, select: Selection | None, leave: bool = True) -> Attack:
         """Images leave once they are fooled, or none does: what fools the classifier alone may not fool the defence."""
         s, patience = self.search, 3 if leave else 0
-        search = PGD(self.threat, gradient, self.loss, s.steps, s.step_size, s.momentum, True, patience, select)
+        search = PGD(
+            self.threat, gradient, self.loss, s.steps, s.step_size, s.momentum, patience=patience, select=select
+        )
         return self.restarted(search, leave)
 
     def exact(self) -> Gradient:
