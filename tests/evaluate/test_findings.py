@@ -8,6 +8,7 @@ import torch
 
 from lustral.evaluate.findings import CHECKS, Evidence, Finding, findings, withheld
 from lustral.evaluate.findings.base import Seen
+from lustral.evaluate.findings.consequences import CONSEQUENCES
 
 N = 40
 
@@ -242,6 +243,14 @@ def test_a_red_finding_withholds_the_number_and_others_do_not():
     assert withheld(found) == ["bpda-over-exact"]
     assert {f.name: f.level for f in found}["same-rule"] == "amber"
     assert [f.name for f in found] == [name for name in CHECKS if name in {f.name for f in found}]
+
+
+def test_what_is_not_green_says_what_follows():
+    assert set(CONSEQUENCES) == set(CHECKS)
+    found = findings(
+        Evidence(eps=0.1, classes=10, random=True, bare=False, certificate={"clipped": 0.9, "replays": True})
+    )
+    assert {f.name: f.so for f in found} == {"clipping": CONSEQUENCES["clipping"], "replayable": ""}
 
 
 def test_there_are_at_least_25_checks():

@@ -9,7 +9,7 @@ import pytest
 
 from lustral.evaluate import certificate
 from lustral.evaluate.findings import Finding
-from lustral.shell import plan, results
+from lustral.shell import plan, results, views
 from lustral.shell.images import data as datasets
 from lustral.shell.ledger import Ledger
 from lustral.shell.options import Resources
@@ -245,6 +245,48 @@ def test_several_systems_are_evaluated_and_compared_in_one_run(lustral):
     assert "fixed" not in {row["stage"] for row in found["rows"]}
     (test,) = found["paired"]
     assert {test["a"], test["b"]} == {"undefended", "twin"}
+
+
+def test_the_page_shows_the_images_that_the_attack_cost_most(whole):
+    planned = plan.load(whole, Resources())
+    with Ledger(whole / "ledger.sqlite") as ledger:
+        shown = views.pictures(ledger, planned.jobs, planned.data, planned.key)
+        clean, worst = (ledger.outcomes("diffpure", stage) for stage in ("clean", "worst"))
+    right = [(each.logits.argmax(-1) == each.y[:, None]).double().mean(1) for each in (clean, worst)]
+    assert clean.ids.tolist() == worst.ids.tolist()
+    order = (right[1] - right[0]).argsort(stable=True)
+    assert shown["y"].tolist() == clean.y[order].tolist()
+    assert np.array_equal(shown["diffpure/attacked"], worst.x[order].numpy())
+
+
+@pytest.mark.parametrize("stage", ["clean", "blind"])
+def test_every_run_has_pictures(stage, lustral):
+    assert lustral("evaluate", "run", "--images=3", f"--stages=[{stage}]", "--search.steps=2", "--draws=2") == 0
+    with np.load("run/pictures.npz") as shown:
+        assert shown["diffpure/purified"].shape == (3, 1, 8, 8)
+        assert np.array_equal(shown["diffpure/clean"], shown["diffpure/attacked"]) is (stage == "clean")
+    about = read("run")["about"]["diffpure"]
+    assert "denoiser digits-unet, solver ddpm; classifier digits-cnn, one decision" in about
+
+
+@pytest.mark.parametrize(
+    ("bpda", "exact", "holds", "chance"),
+    [
+        ([0.9] * 40, [0.4] * 40, True, False),
+        ([0.4] * 40, [0.9] * 40, False, False),
+        ([0.5] * 40, [0.5] * 40, True, False),
+        ([1.0, 0.5], [1.0, 0.6], True, True),
+    ],
+    ids=["kept", "broken", "equal", "too few to tell"],
+)
+def test_an_order_of_attacks_fails_only_where_chance_does_not_explain_it(
+    bpda, exact, holds, chance, whole, monkeypatch
+):
+    planned, given = plan.load(whole, Resources()), {"bpda": bpda, "exact": exact}
+    monkeypatch.setattr(results, "decisions", lambda run, job: dict(enumerate(given.get(job.stage.name, bpda))))
+    with Ledger(whole / "ledger.sqlite") as ledger:
+        (claim,) = [c for c in results.ordering(results.Run(ledger, planned.jobs)) if "bpda ≥ exact" in c["claim"]]
+    assert (claim["holds"], claim["chance"]) == (holds, chance)
 
 
 def test_a_system_without_a_part_has_the_evaluations_and_so_when_run_again(lustral, capsys):

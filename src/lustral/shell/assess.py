@@ -18,7 +18,7 @@ from ..defence import Defence, modules_in
 from ..denoisers.base import Meter
 from ..evaluate import suites
 from ..evaluate.protocol import Data, System
-from . import folder, plan, results, runner
+from . import folder, plan, results, runner, views
 from .ledger import Ledger
 from .options import Resources
 
@@ -106,4 +106,4 @@ def _fold(
         threat={"norm": type(threat).__name__.lower(), "eps": threat.eps, "why": ""},
     )
     found["seconds"] = round(sum(row["seconds"] for row in found["rows"]), 1)
-    return found, results.pictures(ledger, jobs, data, key)
+    return found, views.pictures(ledger, jobs, data, key)

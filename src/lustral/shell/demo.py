@@ -6,7 +6,7 @@ from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Linf
 from ..evaluate.protocol import Job, System
-from . import build, folder, results, runner
+from . import build, folder, results, runner, views
 from .images import data as datasets
 from .ledger import Ledger
 from .options import Classification, Purification, Resources, Search
@@ -104,7 +104,7 @@ def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, 
             if row["system"] == SWEPT and row["group"] == "main" and row["stage"] in ("clean", "exact")
         ]
         found["seconds"] = round(sum(ledger.cost(j.system.name, j.stage.name).seconds for j in jobs), 1)
-        images_shown = results.pictures(ledger, main_jobs, data, key)
+        images_shown = views.pictures(ledger, main_jobs, data, key)
     found = folder.hold_back(found, allow_red=False)
     folder.publish(out, found, images_shown)
     return found

@@ -14,12 +14,13 @@ from ..core.threat import Threat
 from ..evaluate import metrics, suites
 from ..evaluate.protocol import Data, Job, System, pending
 from ..training.batches import as_floats
-from . import build, folder, results, runner, weights
+from . import build, folder, results, runner, views, weights
 from .files import write_text
 from .images import data as datasets
 from .images.corruptions import corrupt
 from .ledger import Ledger
 from .options import Classification, Entry, Evaluation, Purification, Resources, Search, ThreatModel
+from .systems import in_words
 
 
 class Plan(NamedTuple):
@@ -163,9 +164,10 @@ def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: boo
                 "classes": list(plan.classes),
             },
             threat={"norm": options.threat.norm, "eps": options.threat.eps, "why": ""},
+            about={name: in_words(how, judge) for name, how, judge in _named(options)},
         )
         found["seconds"] = round(sum(row["seconds"] for row in found["rows"]), 1)
-        shown = results.pictures(ledger, plan.jobs, plan.data, plan.key)
+        shown = views.pictures(ledger, plan.jobs, plan.data, plan.key)
     found = folder.hold_back(found, allow_red)
     folder.publish(out, found, shown)
     return found

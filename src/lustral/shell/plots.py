@@ -9,14 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-# The stages in the order of the attacker's knowledge, then a suite's attacks and what gold shows beside its number.
+# Stages about in the order of what the attacker knows, then a suite's attacks and what gold shows beside its number.
 STAGES = {
     "clean": "Clean",
     "null": "Null control",
     "black-box": "Black box",
     "blind": "Blind",
     "bpda": "BPDA",
+    "bpda signs": "BPDA, signs",
+    "joint score": "Joint (score)",
+    "joint full": "Joint (full)",
     "exact": "Exact",
+    "known step": "Step noise known",
+    "known init": "Initial noise known",
     "fixed": "Fixed noise",
     "worst": "Worst case",
     "unbounded": "Unbounded",
@@ -36,8 +41,6 @@ STAGES = {
     "lowered norm": "Lowered norm",
     "surrogate": "Surrogate",
     "guide": "The guide fooled",
-    "known init": "Initial noise known",
-    "known step": "Step noise known",
     "stadv": "StAdv",
 }
 

@@ -64,6 +64,7 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
     pictures = {name: np.asarray(array) for name, array in pictures.items()}
     gain, films = _gain(looks.values(), pictures), sum(name.endswith("/attacked") for name in pictures)
     count = max(2, PICTURED // max(1, films))
+    heads = _heads(main, looks, withheld)
     return _template().render(
         results=results,
         looks=looks,
@@ -73,8 +74,9 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
         systems=[look for look in looks.values() if any(name == look.name for name, _ in main)],
         stages=stages_of(main),
         folds=_folds(rows),
-        heads=_heads(main, looks),
-        lowest=_lowest(main, looks, withheld),
+        heads=heads,
+        lowest=[(look, row) for look, row in _lowest(main, looks, withheld) if (look, row) not in heads],
+        optional=_optional(rows),
         unsaid=[looks[name].label for name in withheld if not _shown(main, name)],
         held={row["system"] for row in rows if row.get("held")},
         checks=_checks(results, main),
@@ -85,6 +87,7 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
         classes=_classes(details, names),
         plots=plots(results, main, looks, pictures),
         gain=gain,
+        attacked=_attacked(looks.values(), pictures),
         grids=[grid for look in looks.values() if (grid := _grid(look, pictures, gain, count, names))],
         strips=[strip for look in looks.values() if (strip := _strip(look, pictures))],
     )
@@ -100,7 +103,8 @@ def _template() -> jinja2.Template:
         finalize=lambda value: DASH if value is None or isinstance(value, jinja2.Undefined) else value,
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "estimate": _estimate, "number": _number}
-    environment.filters |= {"histogram": _histogram, "points": _points}
+    environment.filters |= {"histogram": _histogram, "points": _points, "reading": _reading}
+    environment.filters |= {"spaced": lambda text: re.sub(r"(?<=\d)%", " %", text)}
     environment.filters |= {"claim": _claim, "stage": lambda name: STAGES.get(name, name), "seconds": _seconds}
     return environment.get_template("report.html")
 
@@ -139,8 +143,18 @@ def _number(value: object, digits: int = 4) -> object:
 
 def _points(difference: Sequence[float]) -> str:
     """(-0.4, -0.7, -0.133) → '−40 [−70, −13]' percentage points."""
-    value, low, high = (f"{100 * part:+.0f}".replace("-", "−") for part in difference)
+    value, low, high = (f"{round(100 * part):+d}".replace("-", "−").replace("+0", "0") for part in difference)
     return f"{value} [{low}, {high}]"
+
+
+def _reading(test: dict, looks: dict[str, Look]) -> str:
+    """Which of two systems the interval of their difference speaks for; McNemar's p where there is none."""
+    if test.get("difference"):
+        value, low, high = test["difference"]
+        clear = low > 0 or high < 0
+    else:
+        value, clear = test["only_a"] - test["only_b"], test["p"] < 0.05
+    return f"{looks[test['a' if value > 0 else 'b']].label} is better" if clear else "no clear difference"
 
 
 def _seconds(value: float | None) -> str:
@@ -149,7 +163,8 @@ def _seconds(value: float | None) -> str:
 
 def _claim(check: dict) -> str:
     """'blind ≥ exact' with its values: 'Blind 91 % ≥ Exact 72 %'; claims of another form are followed by the values."""
-    parts, values = re.split(r"\s*([≥≤><≈=])\s*", check["claim"]), [_percent(v) for v in check.get("values") or []]
+    values = [_percent(value, check.get("images")) for value in check.get("values") or []]
+    parts = re.split(r"\s*([≥≤><≈=])\s*", check["claim"])
     if len(parts) == 1 or len(parts[::2]) != len(values) > 0:
         return f"{check['claim']}: {', '.join(values)}" if values else check["claim"]
     parts[::2] = [STAGES.get(part.lower(), part) for part in parts[::2]]
@@ -179,14 +194,11 @@ def _folds(rows: Iterable[dict]) -> list[tuple[str, str, str]]:
     return [(kind, m, FOLDS[kind].format(m)) for kind, m in order]
 
 
-def _heads(main: dict, looks: dict[str, Look]) -> dict[str, list[tuple[Look, dict]]]:
-    """Every system's number: the worst case where there is one, else the exact attack."""
-    heads: dict[str, list[tuple[Look, dict]]] = {"worst": [], "exact": []}
-    for name, look in looks.items():
-        stage = next((stage for stage in heads if (name, stage) in main), None)
-        if stage:
-            heads[stage].append((look, main[name, stage]))
-    return heads
+def _heads(main: dict, looks: dict[str, Look], withheld: dict) -> list[tuple[Look, dict]]:
+    """Every system's number: the worst case where there is one, else the exact attack, else the lowest on record."""
+    lowest = {look.name: row for look, row in _lowest(main, looks, withheld)}
+    found = [(look, main.get((name, "worst")) or main.get((name, "exact"))) for name, look in looks.items()]
+    return [(look, row or lowest[look.name]) for look, row in found if row or look.name in lowest]
 
 
 def _lowest(main: dict, looks: dict[str, Look], withheld: dict) -> list[tuple[Look, dict]]:
@@ -197,6 +209,20 @@ def _lowest(main: dict, looks: dict[str, Look], withheld: dict) -> list[tuple[Lo
         if stage not in HARMLESS and not chosen and (system not in withheld or _shown(main, system)):
             attacked.setdefault(looks[system], []).append(row)
     return [(look, min(rows, key=lambda row: row["accuracy"])) for look, rows in attacked.items()]
+
+
+def _optional(rows: Iterable[dict]) -> set[str]:
+    """The columns of the results table that say something: others would be dashes, or repeat the accuracy."""
+    found = set()
+    for row in rows:
+        single = row.get("single_draw") or [None]
+        said = {
+            "null": isinstance(row.get("null"), int | float),
+            "single": single[0] is not None and abs(single[0] - row["accuracy"]) > 1e-9,
+            "looked": bool(row.get("null_looked")),
+        }
+        found |= {name for name, says in said.items() if says}
+    return found
 
 
 def _shown(main: dict, system: str) -> bool:
@@ -227,12 +253,12 @@ def _risks(details: dict) -> dict:
 
 
 def _published(details: dict) -> dict[tuple[str, str, str], dict]:
-    """By source, name and definition of others' metrics: the value of every system."""
+    """By source, name and definition of others' metrics that some system has enough draws for: every system's value."""
     found: dict[tuple[str, str, str], dict] = {}
     for name, detail in details.items():
         for item in detail.get("published") or []:
             found.setdefault((item["source"], item["name"], item["definition"]), {})[name] = item["value"]
-    return found
+    return {metric: values for metric, values in found.items() if any(values.values())}
 
 
 def _called(label: int, names: Sequence[str]) -> str:
@@ -279,11 +305,19 @@ def _gain(looks: Iterable[Look], pictures: dict[str, np.ndarray]) -> float:
     return float(f"{math.floor(0.5 / largest / scale + 1e-6) * scale:.2g}")
 
 
+def _attacked(looks: Iterable[Look], pictures: dict[str, np.ndarray]) -> bool:
+    """Whether any picture is of an attack."""
+    pairs = [(pictures.get(f"{look.name}/clean"), pictures.get(f"{look.name}/attacked")) for look in looks]
+    return any(b is not None and not np.array_equal(a, b) for a, b in pairs)
+
+
 def _grid(look: Look, pictures: dict[str, np.ndarray], gain: float, count: int, names: Sequence[str]) -> dict | None:
     """One system's first ``count`` pictures: a row per image of clean, attacked, amplified change and purified."""
     clean, attacked, purified = (pictures.get(f"{look.name}/{kind}") for kind in ("clean", "attacked", "purified"))
     if attacked is not None and np.array_equal(attacked, purified):
         purified = None  # nothing purifies here
+    if attacked is not None and np.array_equal(attacked, clean):
+        attacked = None  # nothing attacks here
     change = 0.5 + gain * (attacked - clean) if clean is not None and attacked is not None else None
     columns = {"clean": clean, "attacked": attacked, f"change ×{gain:g}": change, "purified": purified}
     columns = {what: images for what, images in columns.items() if images is not None}

@@ -1,7 +1,7 @@
 """Folds a run's ledger into results: rows, risks, published metrics, findings, and what they withhold."""
 
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -9,14 +9,12 @@ import torch
 import lustral
 
 from ..attacks.anatomy import summary
-from ..core.kernel import trace
-from ..core.noise import Key
 from ..core.spec import digest
 from ..core.vote import Single
 from ..evaluate import metrics
 from ..evaluate.findings import Evidence, findings, withheld
-from ..evaluate.findings.base import Seen
-from ..evaluate.protocol import Data, Job, decided
+from ..evaluate.findings.base import RED, Seen, gap
+from ..evaluate.protocol import Job, decided
 from ..evaluate.published import published
 from .ledger import Ledger, Outcomes
 from .terminal import versions
@@ -52,6 +50,12 @@ class Run:
 
     def of(self, system: str) -> dict[str, Job]:
         return {job.stage.name: job for job in self.jobs if job.system.name == system}
+
+    def last(self, system: str) -> Job:
+        """The stage that speaks for a system: the worst case, the exact attack, else its last attack, else its last."""
+        stages = self.of(system)
+        attacked = [job for job in stages.values() if job.stage.attack is not None and job.stage.name != "null"]
+        return stages.get("worst") or stages.get("exact") or (attacked or [*stages.values()])[-1]
 
     @property
     def systems(self) -> list[str]:
@@ -175,17 +179,15 @@ def with_null(run: Run, rows: list[dict]) -> None:
 
 
 def details(run: Run, name: str) -> dict:
-    """Of a system's worst case (or exact attack): every threat statement, others' metrics, classes, cost, histogram.
+    """Of the stage that speaks for a system: every threat statement, others' metrics, classes, cost, histogram.
 
-    Of its last attack where it has neither; without any there is nothing to say about robustness.
+    Without an attack there is nothing to say about robustness.
     """
-    stages = run.of(name)
-    attacked = [job for job in stages.values() if job.stage.attack is not None and job.stage.name != "null"]
-    last = stages.get("worst") or stages.get("exact") or (attacked or [*stages.values()])[-1]
+    stages, last = run.of(name), run.last(name)
     looked = stages.get("apgd-margin") or last
     found = run.outcomes(last)
     right = metrics.right(found.logits, found.y)
-    robust = attacked or "worst" in stages
+    robust = last.stage.name == "worst" or (last.stage.attack is not None and last.stage.name != "null")
     others = published(found.logits, found.y, looks_of(run, looked, found.ids.tolist())) if robust else []
     verdicts = decisions(run, last)
     return {
@@ -193,7 +195,7 @@ def details(run: Run, name: str) -> dict:
         "risks": _risks(run, last) if robust else [],
         "clean_risks": _risks(run, stages["clean"]) if "clean" in stages else [],
         "published": [item._replace(value=item.value and list(item.value))._asdict() for item in others],
-        "bootstrap": list(metrics.bootstrap(right.double().mean(dim=1))),
+        "bootstrap": list(metrics.bootstrap(torch.tensor([*verdicts.values()], dtype=torch.float64))),
         "sequence": list(metrics.sequence([verdicts[image] for image in run.order if image in verdicts])),
         "per_class": {label: list(value) for label, value in metrics.per_class(right, found.y).items()},
         "draws_right": right.sum(dim=1).tolist(),
@@ -277,20 +279,47 @@ def seen(found: Outcomes, job: Job) -> Seen:
     )
 
 
+ORDER = (
+    ("blind", "bpda", "exact"),
+    ("bpda", "exact"),
+    ("exact", "fixed"),
+    ("exact", "known init", "fixed"),
+    ("exact", "known step", "fixed"),
+    ("null", "exact"),
+)
+"""Stages whose attackers know ever more, or try ever harder."""
+
+
 def ordering(run: Run) -> list[dict]:
-    """The claims that a sound evaluation must show, on the images that faced all of a claim's stages (alarm 22)."""
+    """The claims that a sound evaluation must show, on the images that faced all of a claim's stages (alarm 22).
+
+    A claim fails where chance does not explain it; ``chance`` where it does explain that an accuracy rises.
+    """
     claims = []
     for system in run.systems:
         stages = run.of(system)
-        for names in (("blind", "bpda", "exact"), ("exact", "fixed"), ("null", "exact")):
-            if all(name in stages for name in names):
-                right = [decisions(run, stages[name]) for name in names]
-                common = set.intersection(*(set(shares) for shares in right))
-                values = [sum(shares[image] for image in common) / max(1, len(common)) for shares in right]
-                holds = all(a >= b for a, b in pairwise(values))
-                claim = {"system": system, "claim": " ≥ ".join(names), "values": values, "holds": holds}
-                claims.append(claim | {"images": len(common)})
+        present = [names for names in ORDER if all(name in stages for name in names)]
+        longest = [names for names in present if not any(set(names) < set(others) for others in present)]
+        claims += [claim for names in longest if (claim := _claim(run, system, [stages[name] for name in names]))]
     return claims
+
+
+def _claim(run: Run, system: str, jobs: Sequence[Job]) -> dict | None:
+    right = [decisions(run, job) for job in jobs]
+    common = sorted(set.intersection(*(set(shares) for shares in right)))
+    if not common:
+        return None
+    shares = torch.tensor([[each[image] for image in common] for each in right], dtype=torch.float64)
+    risen = [found for found in map(gap, shares[:-1] - shares[1:]) if found.value < 0]
+    holds = all(found.below >= RED for found in risen)
+    return {
+        "system": system,
+        "claim": " ≥ ".join(job.stage.name for job in jobs),
+        "values": shares.mean(dim=1).tolist(),
+        "holds": holds,
+        "chance": bool(risen) and holds,
+        "images": len(common),
+    }
 
 
 def decisions(run: Run, job: Job) -> dict[int, float]:
@@ -312,52 +341,6 @@ def paired(run: Run) -> list[dict]:
     for (a, (job, ids, x)), (b, (_, others, y)) in combinations(right.items(), 2):
         if torch.equal(ids, others):
             test = metrics.mcnemar(metrics.mostly_right(x), metrics.mostly_right(y))
-            gap = metrics.bootstrap(x.double().mean(dim=1) - y.double().mean(dim=1))
-            lines.append({"a": a, "b": b, "stage": job.stage.name, **test._asdict(), "difference": list(gap)})
+            between = metrics.bootstrap(x.double().mean(dim=1) - y.double().mean(dim=1))
+            lines.append({"a": a, "b": b, "stage": job.stage.name, **test._asdict(), "difference": list(between)})
     return lines
-
-
-def pictures(ledger: Ledger, jobs: Sequence[Job], data: Data, key: Key, count: int = 8) -> dict[str, np.ndarray]:
-    """Images for people: clean, attacked and purified, what the classifier said of each, one purification as a film.
-
-    Where there are more images than are shown, those come first that the attack broke.
-    """
-    run = Run(ledger, jobs)
-    out: dict[str, np.ndarray] = {}
-    last = {name: run.of(name).get("worst") or run.of(name).get("exact") for name in run.systems}
-    shown = data[: min([count, *(job.images for job in last.values() if job)])]
-    for name, job in last.items():
-        if job is None:
-            continue
-        found, defence = run.outcomes(job), job.system.defence
-        broken = metrics.right(found.logits, found.y).double().mean(dim=1).argsort(stable=True)[: len(shown.y)]
-        if len(run.systems) == 1:
-            place = {image: row for row, image in enumerate(data.ids.tolist())}
-            shown = data[[place[image] for image in found.ids[broken].tolist()]]
-        rows = [found.ids.tolist().index(image) for image in shown.ids.tolist() if image in found.ids.tolist()]
-        if len(rows) != len(shown.ids):
-            continue
-        out |= {
-            f"{name}/{what}": images for what, images in _views(defence, shown, found.x[rows], key.fold(name)).items()
-        }
-    return {"y": shown.y.numpy()} | out
-
-
-def _views(defence, shown: Data, x: torch.Tensor, key: Key) -> dict[str, np.ndarray]:
-    frames = [x, x]
-    if defence.purifier is not None:
-        with torch.no_grad():
-            frames = list(trace(defence.purifier, x, key.fold("pictures").rng(shown.ids)))
-    with torch.no_grad():
-        said = [defence.classifier(images).argmax(dim=1) for images in (shown.x, x, frames[-1])]
-    out = {
-        "clean": shown.x.numpy(),
-        "attacked": x.numpy(),
-        "purified": frames[-1].numpy(),
-        "said": torch.stack(said, dim=1).numpy(),
-    }
-    if defence.purifier is not None:
-        film = torch.stack([x, *frames])
-        distance = (film - shown.x).square().flatten(2).mean(dim=2).sqrt()
-        out |= {"trajectory": film[:, 0].numpy(), "trajectory_norm": distance.mean(dim=1).numpy()}
-    return out

@@ -16,7 +16,7 @@ from ..purifiers.guided import Part, Parts
 from ..purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp, ssni
 from ..purifiers.sample_specific import NORMS, Reference, score_norm
 from . import weights
-from .options import Purification
+from .options import Classification, Purification
 from .terminal import progress
 
 TWIN = Key(0, ("fixed noise",))
@@ -139,6 +139,16 @@ def purifier(options: Purification, given: Networks) -> Purifier | None:
         rest = {"law": options.ssni, "tau": options.tau, "bias": options.bias, "published": options.published}
         made = ssni(made, reference(given.about, options.norm), norm=score_norm(given.denoiser, options.norm), **rest)
     return Pinned(made, TWIN) if options.fixed_noise else made
+
+
+def in_words(options: Purification, judge: Classification) -> str:
+    """A system in a line: what its method does, the options that it was given, and who judges the images."""
+    named = METHODS[options.method]
+    asked = ("denoiser", *named.knows, "ssni", "fixed_noise") if named.make is not None else ()
+    given = [(name, getattr(options, name)) for name in asked]
+    parts = [name.replace("_", " ") if value is True else f"{name} {value}" for name, value in given if value]
+    vote = "one decision" if judge.vote == "single" else f"{judge.vote} of {judge.draws}"
+    return "; ".join([named.about, *([", ".join(parts)] if parts else []), f"classifier {judge.classifier}, {vote}"])
 
 
 def check(options: Purification, chosen: Iterable[str] = ()) -> None:

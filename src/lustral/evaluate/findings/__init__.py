@@ -2,6 +2,7 @@
 
 from . import gradient, hygiene, optimisation, ordering, randomness
 from .base import Evidence, Finding
+from .consequences import CONSEQUENCES
 
 CHECKS = {**gradient.CHECKS, **randomness.CHECKS, **optimisation.CHECKS, **ordering.CHECKS, **hygiene.CHECKS}
 
@@ -9,7 +10,11 @@ CHECKS = {**gradient.CHECKS, **randomness.CHECKS, **optimisation.CHECKS, **order
 def findings(evidence: Evidence) -> list[Finding]:
     """Every check that the evidence allows, in a fixed order."""
     found = [(name, check(evidence)) for name, check in CHECKS.items()]
-    return [finding._replace(name=name) for name, finding in found if finding is not None]
+    return [
+        finding._replace(name=name, so="" if finding.level == "green" else CONSEQUENCES[name])
+        for name, finding in found
+        if finding is not None
+    ]
 
 
 def withheld(found: list[Finding]) -> list[str]:

@@ -13,12 +13,16 @@ from ..metrics import bootstrap, sign_flip
 
 
 class Finding(NamedTuple):
-    """A check's outcome: green, amber (read its page) or red (the number is withheld), its value and one sentence."""
+    """A check's outcome: green, amber (read its page) or red (the number is withheld), its value, and what it means.
+
+    ``text`` says what was measured, ``so`` what follows where that is not green.
+    """
 
     level: str
     value: float | None
     text: str
     name: str = ""
+    so: str = ""
 
 
 class Seen(NamedTuple):

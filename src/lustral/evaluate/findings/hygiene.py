@@ -49,7 +49,8 @@ def same_rule(e: Evidence) -> Finding | None:
     if clean is None or last is None:
         return None
     same = clean.draws == last.draws
-    text = f"Clean images are judged on {clean.draws} draws, attacked ones on {last.draws}."
+    draws = f"{clean.draws} draw{'' if clean.draws == 1 else 's'}"
+    text = f"Clean images are judged on {draws}, attacked ones on {last.draws}."
     return Finding("green" if same else "amber", float(clean.draws), text)
 
 

@@ -84,7 +84,7 @@ def selection_bias(e: Evidence) -> Finding | None:
         gap,
         0.1,
         inf,
-        f"Under {name} the judge's fresh draws are right {100 * gap:+.1f} points more often than the attack's.",
+        f"Under {name} the judge's fresh draws are right in {100 * gap:+.1f} points more cases than the attack's own.",
     )
 
 
