@@ -9,6 +9,7 @@ interval of a bootstrap over images. Accuracies are those of the rows, of the de
 import json
 import sys
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,19 @@ def gaps(found: list[System]) -> str:
     return "## Other attacks against the exact one\n\n" + tables.table(head, lines)
 
 
+def additions(found: list[System]) -> str:
+    """What a purifier adds to a classifier alone, and SSNI to a purifier, within a row and so on the same images."""
+    lines = []
+    for a, b in permutations(found, 2):
+        plain = a.options["purification"]["method"] == "none" and b.options["classification"]["vote"] == "single"
+        if a.row == b.row and (plain or b.name == f"{a.name}-ssni"):
+            gaps = [[100 * v for v in metrics.bootstrap(b.share(s) - a.share(s))] for s in ("clean", EXACT)]
+            cells = (f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in gaps)
+            lines.append([a.row, a.name, b.name, *cells, f"{calls(a):.1f} → {calls(b):.1f}"])
+    head = ["row", "without", "with", "clean, points (95 %)", "exact, points (95 %)", "calls"]
+    return "## What a purifier adds to a classifier, and SSNI to a purifier\n\n" + tables.table(head, lines)
+
+
 def retries(found: list[System]) -> str:
     """How much of the fall from one clean draw to the worst of ten attacked ones needs no gradient at all."""
     lines = []
@@ -89,17 +103,19 @@ def calls(system: System) -> float:
 
 
 def costs(found: list[System]) -> str:
-    """Robust accuracy by the network calls of a decision, for each classifier; those that no cheaper one matches."""
+    """Robust accuracy by the network calls of a decision; those that no cheaper one matches on the same images."""
     shown = [s for s in found if s.results[EXACT]["norm"] == "Linf" and s.options["split"] == "test"]
     lines = []
     for system in sorted(shown, key=lambda s: (_classifier(s), calls(s))):
         row = system.results[EXACT]
-        cheaper = [s for s in shown if _classifier(s) == _classifier(system) and calls(s) < calls(system)]
+        alike = [s for s in shown if (_classifier(s), _images(s)) == (_classifier(system), _images(system))]
+        cheaper = [s for s in alike if calls(s) < calls(system)]
         ahead = "yes" if all(row["accuracy"] > s.results[EXACT]["accuracy"] for s in cheaper) else ""
         robust = f"{tables.percent(row['accuracy'])} {tables.interval(row)}"
         clean = tables.percent(system.results["clean"]["accuracy"])
-        lines.append([_classifier(system), f"{calls(system):.1f}", system.row, system.name, clean, robust, ahead])
-    head = ["classifier", "calls", "row", "system", "clean", "exact, 95 %", "above all cheaper ones"]
+        cells = [_classifier(system), str(_images(system)), f"{calls(system):.1f}", system.row, system.name]
+        lines.append([*cells, clean, robust, ahead])
+    head = ["classifier", "images", "calls", "row", "system", "clean", "exact, 95 %", "above all cheaper ones"]
     return "## Robust accuracy by cost (Linf 8/255)\n\n" + tables.table(head, lines)
 
 
@@ -107,6 +123,10 @@ def _classifier(system: System) -> str:
     return system.options["classification"]["classifier"]
 
 
+def _images(system: System) -> int:
+    return system.results[EXACT]["images"]
+
+
 if __name__ == "__main__":
     known = list(systems(Path(sys.argv[1])))
-    print(gaps(known), retries(known), costs(known), sep="\n\n")
+    print(gaps(known), additions(known), retries(known), costs(known), sep="\n\n")

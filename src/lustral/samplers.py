@@ -71,6 +71,13 @@ def _check_grid(steps: int | None, dt: float | None, whole: bool = False) -> Non
         raise UserError(f"dt must be positive, not {dt}.")
 
 
+def _check_positive(**given: float) -> None:
+    """These are divided by, or stand for a noise that is."""
+    for name, value in given.items():
+        if not value > 0:
+            raise UserError(f"The sampler's {name} must be positive, not {value}.")
+
+
 def _nodes(t_star: Tensor, n: int, end: float, step: float | None, whole: float | None = None) -> tuple[Tensor, Tensor]:
     """Times (t, s) [b, n] of n steps from t_star down to ``end``.
 
@@ -179,6 +186,7 @@ class SDE:
 
     def __post_init__(self) -> None:
         _check_grid(self.steps, self.dt)
+        _check_positive(end=self.end)
 
     def n_steps(self, schedule: Schedule, t_max: float) -> int:
         return self.steps or _count(t_max, self.end, self.dt or schedule.dt)
@@ -198,6 +206,7 @@ class ODE:
 
     def __post_init__(self) -> None:
         _check_grid(self.steps, self.dt)
+        _check_positive(end=self.end)
 
     def n_steps(self, schedule: Schedule, t_max: float) -> int:
         return self.steps or _count(t_max, self.end, self.dt or schedule.dt)
@@ -232,6 +241,7 @@ class Heun:
 
     def __post_init__(self) -> None:
         _check_grid(self.steps, None)
+        _check_positive(sigma_min=self.sigma_min, rho=self.rho)
 
     def n_steps(self, schedule: Schedule, t_max: float) -> int:
         return 2 * self.steps - 1
@@ -293,6 +303,7 @@ class Langevin:
 
     def __post_init__(self) -> None:
         _check_grid(None, self.dt)
+        _check_positive(level=self.level, spread=self.spread)
 
     def n_steps(self, schedule: Schedule, t_max: float) -> int:
         return _count(t_max, 0.0, self.dt)

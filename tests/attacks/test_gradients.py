@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from components import SHAPE, images, net_denoiser
-from lustral.attacks.gradients import Gradient, KnownNoise, Selection, blind, bpda, exact, surrogate
+from lustral.attacks.gradients import Gradient, KnownNoise, Selection, blind, bpda, exact, mistaken, surrogate
 from lustral.attacks.losses import cross_entropy, toward
 from lustral.core.adjoint import Direct, Skip, Surrogate
 from lustral.core.errors import UserError
@@ -31,6 +31,12 @@ def purifier(steps: int = 2):
 
 def victim(**options) -> Defence:
     return Defence(classifier, purifier(), **options)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_decision_without_numbers_is_wrong_whatever_the_label(label):
+    logits = torch.tensor([[torch.nan, 0.0], [torch.nan, torch.nan], [3.0, 1.0]])
+    assert mistaken(logits, torch.full((3,), label)).tolist() == [True, True, label == 1]
 
 
 def gradient_of(model, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Lanes: nothing but rounding depends on who runs together, no call is wasted, running out of memory is survived."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -145,3 +147,27 @@ def test_an_image_too_large_for_the_memory_is_said_to_be():
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="something else"):
         purify(diffpure(Small(0, RuntimeError("something else")), 0.1, DDIM(steps=2)), images(4), 0, adjoint=Lanes(4))
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A purifier whose state is a plain tuple, and that foresees its effort."""
+
+    n_steps: int = 1
+
+    def init(self, x, rng):
+        return x, None
+
+    def effort(self, state):
+        return torch.arange(len(state[0]))
+
+    def step(self, i, state, rng):
+        return state[0] + rng.normal(state[0]), None
+
+    def readout(self, state):
+        return state[0]
+
+
+def test_a_state_may_be_a_plain_tuple():
+    x, rng = images(5), KEY.rng(5)
+    assert torch.equal(purify(Plain(), x, rng, adjoint=Lanes(2)), purify(Plain(), x, rng))

@@ -3,12 +3,16 @@
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from lustral.attacks.losses import margin
 from lustral.core.spec import digest, spec
+from lustral.core.vote import Majority
+from lustral.defence import defend
 
 net = torch.nn.Linear(2, 2)
 scale = 1.0
@@ -51,6 +55,30 @@ def test_an_object_is_its_attributes_and_a_method_its_object():
     itself = Blur(1)
     itself.weights = [itself, np.array([None])]
     assert digest(itself) == digest(itself)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({1, 2}, {3}),
+        (frozenset("ab"), frozenset("c")),
+        (b"a", b"b"),
+        (torch.float32, torch.bfloat16),
+        (range(3), range(9)),
+        (Path("a"), Path("b")),
+    ],
+    ids=str,
+)
+def test_a_function_is_the_values_that_it_closes_over(one, other):
+    def over(value):
+        return lambda x: (x, value)
+
+    assert digest(over(one)) == digest(over(one)) != digest(over(other))
+
+
+def test_the_width_of_a_computation_is_not_the_defence():
+    assert digest(defend(net, lanes=16)) == digest(defend(net, lanes=32))
+    assert digest(defend(net)) != digest(defend(net, vote=Majority(3)))
 
 
 def test_what_is_lustrals_own_or_installed_goes_by_its_name():

@@ -68,6 +68,20 @@ def test_a_purifier_without_noise_is_seen_to_have_none():
     assert "agreement" not in found
 
 
+def test_noise_that_only_attacked_images_meet_is_seen():
+    """A detector lets through what lies on the grid of 8-bit pixels, as clean images do."""
+
+    def gated(x, rng):
+        off = ((255 * x) % 1).flatten(1).amax(dim=1) > 1e-3
+        return torch.where(off.view(-1, 1, 1, 1), x + 0.1 * rng.normal(x), x)
+
+    grid = DATA._replace(x=(DATA.x * 255).round() / 256)  # exact in binary: 255 times a pixel is no whole number
+    assert measured(from_function(gated))["random"]
+    clean = grid._replace(x=torch.zeros_like(DATA.x))
+    assert certificate.draws_noise(Defence(classifier, from_function(gated)), clean, Linf(0.1))
+    assert not certificate.draws_noise(Defence(classifier, from_function(gated)), clean, Linf(1.0))  # back on the grid
+
+
 def test_hidden_noise_is_seen():
     torch.manual_seed(0)
     found = measured(from_function(lambda x: x + 0.1 * torch.randn_like(x)))
@@ -136,6 +150,25 @@ def test_binarisation_finds_what_a_working_attack_finds_and_a_blind_one_does_not
     assert found.images >= 4
     assert found.attack == 1
     assert binarise(system, DATA, Linf(0.1), null, null, KEY).attack < 0.5
+
+
+def test_binarisation_keeps_to_the_lanes_of_the_defence():
+    rows = []
+
+    def net(x):
+        rows.append(len(x))
+        return classifier(x)
+
+    null, wide = RandomSign(Linf(0.1), 2), Defence(classifier, from_function(lambda x, rng: x + 0.01 * rng.normal(x)))
+    narrow = Defence(net, wide.purifier, lanes=16)
+    found = [binarise(System("s", d, random=True), DATA, Linf(0.1), null, null, KEY) for d in (narrow, wide)]
+    assert found[0] == found[1]
+    assert max(rows) <= 16
+
+
+def test_binarisation_of_a_single_class_says_that_there_is_nothing_to_say():
+    null, alike = RandomSign(Linf(0.1), 2), DATA._replace(y=torch.zeros_like(DATA.y))
+    assert binarise(System("s", Defence(linear()), random=False), alike, Linf(0.1), null, null, KEY) == (0, None, None)
 
 
 def test_features_are_what_the_last_linear_layer_takes_in():

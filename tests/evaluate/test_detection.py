@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.evaluate.detection import detect
+from lustral.evaluate.metrics import wilson
 
 
 def scores(n, shift, seed=0):
@@ -48,7 +49,7 @@ def test_the_interval_holds_in_95_of_100_repetitions_or_so():
 
 def test_scores_apart_and_scores_alike():
     low, high = torch.arange(10.0), torch.arange(10.0) + 10
-    assert detect(low, high).auroc == (1, 1, 1)
+    assert detect(low, high).auroc == wilson(1.0, 10)  # no resampling can tell how sure ten images make it
     assert detect(low, high).caught.value == 1
     assert detect(high, low).auroc.value == 0
     assert detect(low, low).auroc.value == 0.5

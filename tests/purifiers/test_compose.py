@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components import bright, gaussian_mixture, images, jitter, squash
+from components import Counted, bright, gaussian_mixture, images, jitter, squash
 from lustral.core.adjoint import Checkpointed, Direct
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify, trace
@@ -10,8 +10,8 @@ from lustral.core.noise import Key, Rng
 from lustral.purifiers.compose import Chain, FieldNorm, chain, from_function, repeat, when
 from lustral.purifiers.diffusion import Diffusion
 from lustral.purifiers.presets import diffpure
-from lustral.samplers import ODE, SDE, Heun
-from lustral.schedules import EDM, VP
+from lustral.samplers import DDIM, ODE, SDE, Heun, Langevin
+from lustral.schedules import EDM, VP, DiscreteVP
 
 KEY = Key(61)
 
@@ -205,6 +205,42 @@ def test_noise_beyond_what_the_denoiser_knows_is_an_error():
         diffpure(denoiser, t_star=0.5)
     with pytest.raises(UserError, match="beyond the 0.5"):
         Diffusion(denoiser, EDM(), SDE(steps=3), lambda x: x.mean(dim=(1, 2, 3)), t_max=0.6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SDE(end=0.0),
+        lambda: ODE(end=-0.01),
+        lambda: Heun(sigma_min=0.0),
+        lambda: Heun(rho=0.0),
+        lambda: Langevin(level=0.0),
+        lambda: Langevin(spread=float("nan")),
+    ],
+)
+def test_samplers_refuse_to_divide_by_nothing(make):
+    with pytest.raises(UserError, match="must be positive, not"):
+        make()
+
+
+def test_langevin_asks_for_the_noise_of_its_level_alone():
+    denoiser = gaussian_mixture()
+    denoiser.sigma_max = 0.5
+    assert diffpure(denoiser, 1.0, "langevin").n_steps == 100
+    with pytest.raises(UserError, match=r"level=0\.9 means noise .* beyond the 0\.5 .* choose a smaller level"):
+        Diffusion(denoiser, VP(), Langevin(level=0.9), 0.1)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_steps_that_do_nothing_cost_nothing_for_a_time_of_all_as_for_each_ones_own(cut, net, x):
+    counted = Counted(net)
+    sampler, found = DDIM(steps=20, whole=True), []
+    for t_star in (0.005, lambda images: torch.full((len(images),), 0.005)):
+        counted.rows.clear()
+        purifier = Diffusion(counted, DiscreteVP.linear(), sampler, t_star, t_max=0.005, cut=cut)
+        found.append((purify(purifier, x, KEY), len(counted.rows)))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] == 5
 
 
 def test_a_constant_time_per_image_is_the_constant_time(net, x):

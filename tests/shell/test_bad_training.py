@@ -27,6 +27,21 @@ CASES: Cases = {
         lambda: ["train", "denoiser", *TRAIN[2:], "--network.kind=refinenet"],
         ["train it with --noise.objective=dsm"],
     ),
+    "train: hardly any noise": (
+        lambda: ["train", "denoiser", *TRAIN[2:], "--noise.t_max=0.0001"],
+        ["more noise than sigma=0.01, which 0.0001 does not"],
+    ),
+    "train: a width that no normalisation divides": (
+        lambda: ["train", "denoiser", *TRAIN[2:], "--network.kind=ddpm++", "--network.width=14"],
+        ["does not work on these images", "num_groups", "choose another width"],
+    ),
+    "train: a width without an embedding": (
+        lambda: ["train", "denoiser", *TRAIN[2:], "--network.kind=ddpm", "--network.width=2"],
+        ["does not work on these images", "choose another width"],
+    ),
+    "train: no levels": (lambda: ["train", "denoiser", *TRAIN[2:], "--network.levels=0"], ["at least one level"]),
+    "train: no blocks": (lambda: ["train", "denoiser", *TRAIN[2:], "--network.blocks=-1"], ["at least one level"]),
+    "train: a negative beta": (lambda: ["train", "trades", *TRAIN[2:], "--adversary.beta=-1"], ["beta ≥ 0"]),
     "train: no noise": (lambda: ["train", "denoiser", *TRAIN[2:], "--noise.t_max=0"], ["t_max must lie in (0, 1]"]),
     "train: bridges beyond the noise": (
         lambda: ["train", "adbm", *TRAIN[2:], "--noise.t_max=0.05"],

@@ -104,9 +104,15 @@ def test_what_rows_say_of_each_other(tmp_path: Path):
     clean = rows["ddim", "clean"]["accuracy"]
     assert line[8] == f"{(clean - worst[1]) / (clean - worst[2]):.0%}"
 
-    assert [line[:4] for line in cells(cifar10_learned.costs(found))] == [
-        ["digits-cnn", "0.0", "row", "raw"],
-        ["digits-cnn", "1.0", "row", "ddim"],
+    ((*named, clean, exact, spent),) = cells(cifar10_learned.additions(found))
+    assert [*named, spent] == ["row", "raw", "ddim", "0.0 → 1.0"]
+    for cell, stage in ((clean, "clean"), (exact, "exact")):
+        gap = 100 * (rows["ddim", stage]["accuracy"] - rows["raw", stage]["accuracy"])
+        assert float(cell.partition(" (")[0]) == pytest.approx(gap, abs=0.051)
+
+    assert [line[:5] for line in cells(cifar10_learned.costs(found))] == [
+        ["digits-cnn", "6", "0.0", "row", "raw"],
+        ["digits-cnn", "6", "1.0", "row", "ddim"],
     ]
 
 

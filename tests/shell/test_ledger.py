@@ -1,4 +1,6 @@
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,6 +152,28 @@ def test_another_run_is_refused_and_the_difference_named(ledger, place):
     with pytest.raises(UserError, match=r"holds another run.*key\.seed: 0 → 7; torch: null → \"9\""):
         Ledger(place, other)
     assert ledger.digest() == before
+
+
+def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path, monkeypatch):
+    """Both have opened the empty file before either says whose it is."""
+    both, claim = threading.Barrier(2), Ledger._claimed
+
+    def together(self, spec):
+        both.wait(10)
+        return claim(self, spec)
+
+    monkeypatch.setattr(Ledger, "_claimed", together)
+
+    def start(torch):
+        try:
+            Ledger(tmp_path / "one.sqlite", SPEC | {"torch": torch}).close()
+        except UserError as e:
+            return str(e)
+
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(start, "12"))
+    assert [line is None for line in said].count(True) == 1
+    assert "holds another run" in next(line for line in said if line)
 
 
 def test_the_same_run_is_welcome_whatever_the_order_of_its_description(ledger, place):

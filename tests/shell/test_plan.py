@@ -108,7 +108,7 @@ def test_verify_runs_images_again_and_finds_the_same(whole, lustral, capsys):
     ("change", "words"),
     [
         ("UPDATE draws SET logits = (SELECT logits FROM draws WHERE draw = 3 LIMIT 1)", "The ledger differs at"),
-        ("DELETE FROM candidates WHERE stage = 'null' AND image % 2 = 0", "it holds other images than the run gives"),
+        ("DELETE FROM candidates WHERE stage = 'null' AND image % 2 = 0", "its ledger lacks stages of 2 images"),
         ("UPDATE candidates SET x = (SELECT x FROM candidates WHERE stage = 'clean' LIMIT 1)", "The ledger differs at"),
         ("UPDATE candidates SET wrongs = losses WHERE stage = 'exact'", "The ledger differs at diffpure, exact"),
     ],
@@ -124,7 +124,44 @@ def test_verify_refuses_what_it_cannot_repeat(run, lustral, capfd):
     stored = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(stored | {"seed": 7}))
     assert lustral("verify", str(run)) == 2
-    assert "cannot be run again as it was; what differs is key.seed: 0 → 7" in capfd.readouterr().err
+    assert "was run with other options, data, networks or code" in (said := capfd.readouterr().err)
+    assert "what differs is key.seed: 0 → 7" in said
+
+
+def test_verify_checks_the_finished_images_of_an_unfinished_run(run, lustral, capsys):
+    with Ledger(run / "ledger.sqlite") as ledger:
+        ledger._db.execute("DELETE FROM candidates WHERE stage = 'worst' AND image != 3")
+    (run / "results.json").unlink()
+    assert lustral("verify", str(run), "--images=4") == 0
+    assert "Verified images 3:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--resources.batch=0"], ["--resources.threads=-1"], ["--resources.device=tpu"]])
+def test_verify_refuses_resources_that_there_are_not(options, whole, lustral, capfd):
+    assert lustral("verify", str(whole), *options) == 2
+    assert capfd.readouterr().err.startswith("lustral: ")
+
+
+def test_runs_on_data_that_has_changed_are_not_compared(lustral, capfd):
+    x, y = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32), np.arange(4)
+    few = ["--data=mine.npz", "--images=4", "--stages=[clean]", "--purification.method=none"]
+    np.savez("mine.npz", x_test=x, y_test=y)
+    assert lustral("evaluate", "a", *few) == 0
+    np.savez("mine.npz", x_test=1 - x, y_test=y)
+    assert lustral("evaluate", "b", *few) == 0
+    assert lustral("compare", "a", "b") == 2
+    assert "a was run with other options, data, networks or code" in capfd.readouterr().err
+
+
+def test_a_comparison_says_where_attacks_were_not_alike(lustral, capsys):
+    few = ["--images=4", "--stages=[clean,exact]", "--purification.method=none", "--draws=1"]
+    assert lustral("evaluate", "short", *few, "--search.steps=1") == 0
+    assert lustral("evaluate", "long", *few, "--search.steps=3") == 0
+    capsys.readouterr()
+    assert lustral("compare", "short", "long") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "exact: short: undefended and long: undefended were not attacked alike: steps 1 and 3, looks" in said
+    assert "clean: short" not in said
 
 
 def test_half_of_the_shards_is_no_run(whole, lustral, capfd):

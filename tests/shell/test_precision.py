@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from lustral.core.errors import UserError
+from lustral.core.kernel import purify
 from lustral.core.noise import Key
+from lustral.denoisers.base import Autocast
+from lustral.purifiers.adaptive import UnitField
 from lustral.shell import build, commands, folder
 from lustral.shell.images import data as datasets
 from lustral.shell.options import Classification, Evaluation, Purification, Resources, Search, ThreatModel
@@ -16,6 +19,7 @@ from lustral.shell.options import Classification, Evaluation, Purification, Reso
 METHODS = {
     "none": Purification(method="none"),
     "ddpm": Purification(solver="ddpm", steps=2),
+    "adp": Purification(method="adp", steps=3),
     "agdm": Purification(method="agdm", solver="ddpm", steps=2),
     "ssni": Purification(solver="ddpm", steps=3, ssni="logistic", norm="single"),
 }
@@ -37,6 +41,18 @@ def test_every_network_rounds(method: str):
     assert b.dtype == torch.float32
     assert not torch.equal(a, b)
     assert (a - b).norm() < 0.1 * a.norm()
+
+
+def test_adp_keeps_its_field_in_float32():
+    """Its step is a difference over 1e-3, less than bfloat16 tells apart."""
+    few = datasets.load("digits")[:8]
+    full, short = (
+        build.system("s", METHODS["adp"], Classification(), precision=precision).defence.purifier
+        for precision in ("float32", "bfloat16")
+    )
+    assert torch.equal(*(purify(purifier, few.x, Key(0).rng(few.ids)) for purifier in (full, short)))
+    rounded = replace(full, field=UnitField(Autocast(full.field.denoiser), full.field.sigma))
+    assert not torch.equal(*(purify(purifier, few.x, Key(0).rng(few.ids)) for purifier in (full, rounded)))
 
 
 def test_float64_stays_exact():

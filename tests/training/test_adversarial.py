@@ -208,3 +208,21 @@ def test_trades_starts_a_thousandth_away():
     assert torch.equal(model.seen[0], x)
     start = model.seen[1] - x
     assert torch.allclose(start, 0.001 * rng().normal(x), atol=1e-7)
+
+
+@pytest.mark.parametrize("gap", [5.0, 110.0])
+def test_trades_has_a_gradient_where_a_probability_underflows(gap):
+    net = nn.Linear(1, 3).double() if gap < 100 else nn.Linear(1, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[gap], [0.0], [-gap]]))
+        net.bias.zero_()
+    model = nn.Sequential(nn.Flatten(), net)
+    x = torch.ones(4, 1, 1, 1, dtype=net.weight.dtype)
+    loss = TRADES(Linf(0.5), steps=2, size=0.3)(model, x, torch.zeros(4, dtype=torch.long), Key(0).rng(4))
+    (grad,) = torch.autograd.grad(loss.sum(), net.weight)
+    assert bool(loss.isfinite().all())
+    assert bool(grad.isfinite().all())
+    if gap < 100:  # against the divergence written with probabilities
+        p, q = (F.softmax(model(x * scale), dim=1) for scale in (1.0, 0.5))
+        wanted = -torch.log(p[:, 0]) + 6 * (p * (p / q).log()).sum(dim=1)
+        torch.testing.assert_close(loss, wanted)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lustral.core.noise import Key
-from lustral.training.batches import Images, Source, rows
+from lustral.training.batches import Images, Source, rows, spread_rows
 
 KEY = Key(5)
 
@@ -91,3 +91,10 @@ def test_orders_depend_on_the_key_and_the_epoch_alone():
     again = [rows(Key(seed), 9, 9, epoch) for seed in range(4) for epoch in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({tuple(a.tolist()) for a in first}) == 12
+
+
+def test_some_images_are_from_all_over_a_sorted_set():
+    labels = torch.arange(10).repeat_interleave(100)
+    assert labels[spread_rows(1000, 50)].bincount().tolist() == [5] * 10
+    assert spread_rows(1000, 30).unique().tolist() == spread_rows(1000, 30).tolist()
+    assert spread_rows(7, 30).tolist() == list(range(7))

@@ -49,6 +49,25 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(make, objecti
     assert same(whole, second)
 
 
+def test_dropout_too_is_the_same_every_time():
+    def dropping() -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.5), classifier())
+
+    whole, second = dropping(), dropping()
+    torch.manual_seed(1)
+    losses = finish(whole, CrossEntropy())
+    for now in train(dropping(), CrossEntropy(), source(), RECIPE):
+        if now.step == 5:
+            state = copy.deepcopy(now.state())
+            break
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert finish(second, CrossEntropy(), resume=state) == losses[5:]
+    assert torch.equal(torch.get_rng_state(), before), "torch's own stream is left alone"
+    plain = classifier()
+    assert finish(plain, CrossEntropy()) != losses
+
+
 def test_a_training_resumed_after_its_last_step_only_averages():
     whole, again = classifier(), classifier()
     for now in train(whole, CrossEntropy(), source(), RECIPE):

@@ -11,8 +11,8 @@ from ..core.adjoint import Adjoint
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.purifier import Purifier
-from .gradients import Estimator, Gradient, Look, Victim
-from .losses import Loss, truth
+from .gradients import Estimator, Gradient, Look, Victim, mistaken
+from .losses import Loss
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SPSA:
         values = loss(logits, labels).view(len(x), n, 2)
         slopes = (values[..., 0] - values[..., 1]) / (2 * self.delta)
         grad = (slopes.view(len(x), n, *[1] * (x.dim() - 1)) * v.view(len(x), n, *x.shape[1:])).mean(dim=1)
-        wrong = (logits.argmax(dim=1) != truth(labels)).view(len(x), -1).float().mean(dim=1)
+        wrong = mistaken(logits, labels).view(len(x), -1).float().mean(dim=1)
         return Look(grad, values.flatten(1).mean(dim=1), wrong)
 
 

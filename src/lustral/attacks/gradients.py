@@ -63,8 +63,13 @@ def observe(
     """Losses [b, draws] of as many decisions on each image, and the share of them that is wrong [b]."""
     labels = y.repeat_interleave(draws, dim=0)
     logits = victim.logits(x.repeat_interleave(draws, dim=0), rng.repeat(draws), adjoint)
-    wrong = (logits.detach().argmax(dim=1) != truth(labels)).view(len(x), draws).float().mean(dim=1)
+    wrong = mistaken(logits, labels).view(len(x), draws).float().mean(dim=1)
     return loss(logits, labels).view(len(x), draws), wrong
+
+
+def mistaken(logits: Tensor, y: Tensor) -> Tensor:
+    """Which decisions [n] are wrong; as with the judge, logits with a NaN never are right."""
+    return (logits.detach().argmax(dim=1) != truth(y)) | logits.detach().isnan().any(dim=1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .noise import Rng, replaying
-from .purifier import Purifier
+from .purifier import Purifier, alike
 
 State = Any
 Step = Callable[[int, State], State]
@@ -213,8 +213,7 @@ def _tensors(state: State) -> list[Tensor]:
 def _rebuild(like: State, tensors: Iterator[Tensor]) -> State:
     """The state ``like`` with its tensors replaced in order; other leaves stay."""
     if isinstance(like, tuple):
-        parts = [_rebuild(part, tensors) for part in like]
-        return type(like)(*parts) if type(like) is not tuple else tuple(parts)
+        return alike(like, [_rebuild(part, tensors) for part in like])
     return next(tensors) if isinstance(like, Tensor) else like
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .adjoint import Adjoint, Checkpointed, Direct
 from .errors import UserError
 from .noise import Rng
-from .purifier import Purifier
+from .purifier import Purifier, alike
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def _rows(state, rows: Tensor):
     if isinstance(state, Tensor):
         return state[rows.to(state.device)]
     if isinstance(state, tuple):
-        return type(state)(*(_rows(part, rows) for part in state))
+        return alike(state, [_rows(part, rows) for part in state])
     return state
 
 
@@ -109,5 +109,5 @@ def _joined(states: list, order: Tensor):
     if isinstance(first, Tensor):
         return torch.cat(states)[order.to(first.device)]
     if isinstance(first, tuple):
-        return type(first)(*(_joined(list(parts), order) for parts in zip(*states, strict=True)))
+        return alike(first, [_joined(list(parts), order) for parts in zip(*states, strict=True)])
     return first

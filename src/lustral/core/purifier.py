@@ -26,3 +26,8 @@ class Purifier(Protocol[State]):
     def step(self, i: int, state: State, rng: Rng) -> State: ...
 
     def readout(self, state: State) -> Tensor: ...
+
+
+def alike(state: tuple, parts: list) -> tuple:
+    """A tuple of the kind of ``state`` with other parts, be it a NamedTuple or a plain one."""
+    return tuple(parts) if type(state) is tuple else type(state)(*parts)

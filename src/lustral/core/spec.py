@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+PRINTED = (bytes, range, slice, complex, torch.dtype, torch.device)
+"""Values that are what they print; so are paths, which ``core`` need not know."""
 ROLES = ("identity", "weights", "runtime")
 _weights: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple, str]]" = weakref.WeakKeyDictionary()
 
@@ -54,6 +56,10 @@ def spec(obj: Any, seen: set[int] | None = None) -> Any:
         return {str(key): spec(value, seen) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
         return [spec(value, seen) for value in obj]
+    if isinstance(obj, set | frozenset):
+        return sorted((spec(value, seen) for value in obj), key=lambda made: json.dumps(made, sort_keys=True))
+    if isinstance(obj, PRINTED) or type(obj).__module__.partition(".")[0] == "pathlib":
+        return {"type": _name(type(obj)), "value": repr(obj)}
     if isinstance(obj, np.generic) or (isinstance(obj, np.ndarray) and obj.dtype == object):
         return spec(obj.tolist(), seen)
     if isinstance(obj, np.ndarray):
@@ -159,6 +165,10 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [f"{path}: {json.dumps(a)[:80]} → {json.dumps(b)[:80]}"]
 
 
+RUNTIME = ("training", "lanes")
+"""Attributes of modules that change no result: a defence may compute fewer rows at a time."""
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
     """The numbers, texts and dataclasses that a module and its parts hold as attributes; torch's own print theirs."""
     found = {}
@@ -166,7 +176,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         if not type(part).__module__.startswith("torch.nn."):
             for name, value in vars(part).items():
                 plain = isinstance(value, bool | int | float | str | tuple | list) or dataclasses.is_dataclass(value)
-                if plain and name != "training" and not name.startswith("_"):
+                if plain and name not in RUNTIME and not name.startswith("_"):
                     found[f"{place}.{name}"] = value
     return found
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.search import Attack
-from ..core.adjoint import Adjoint
-from ..core.kernel import purify
+from ..core.adjoint import Adjoint, Checkpointed
+from ..core.lanes import Lanes, gather, in_parts
 from ..core.noise import Key, Mixed, Rng
 from ..core.threat import Threat
 from ..defence import Defence, modules_in
@@ -25,11 +25,14 @@ NEAR = 0.75  # where the head's threshold lies between the random points and the
 
 
 class Binarised(NamedTuple):
-    """Images in the test, and the shares of them in which the attack, and random signs at as many looks, succeed."""
+    """Images in the test, and the shares of them in which the attack, and random signs at as many looks, succeed.
+
+    None where no image is fit for the test.
+    """
 
     images: int
-    attack: float
-    chance: float
+    attack: float | None
+    chance: float | None
 
 
 class Features:
@@ -62,14 +65,16 @@ class TwoClasses:
     """The victim of the test: a head [features] and an offset for every image id."""
 
     def __init__(self, defence: Defence, votes: int):
-        self.purifier, self.features, self.votes = defence.purifier, Features(defence.classifier), votes
+        self.purifier, self.features = defence.purifier, Features(defence.classifier)
+        self.votes, self.lanes = votes, defence.lanes
         self.heads: dict[int, tuple[Tensor, Tensor]] = {}
 
     def see(self, x: Tensor, rng: Rng | Mixed, adjoint: Adjoint | None = None) -> Tensor:
         """Mean features over the draws of one decision per row."""
         x, rows = x.repeat_interleave(self.votes, dim=0), rng.repeat(self.votes)
-        clean = x if self.purifier is None else purify(self.purifier, x, rows, adjoint=adjoint)
-        return self.features(clean).view(len(rng), self.votes, -1).mean(dim=1)
+        clean = x if self.purifier is None else Lanes(self.lanes, adjoint or Checkpointed())(self.purifier, x, rows)
+        seen = gather(in_parts(lambda part: self.features(clean[part]), torch.arange(len(clean)), self.lanes))
+        return seen.view(len(rng), self.votes, -1).mean(dim=1)
 
     def logits(self, x: Tensor, rng: Rng | Mixed, adjoint: Adjoint | None = None) -> Tensor:
         seen = self.see(x, rng.fold("purify"), adjoint)
@@ -83,7 +88,7 @@ def binarise(system: System, data: Data, threat: Threat, attack: Attack, null: A
     victim = TwoClasses(system.defence, VOTES if system.random else 1)
     usable = [row for row in range(len(data.ids)) if _fit(victim, data, row, threat, key.fold("fit"))]
     if not usable:
-        return Binarised(0, float("nan"), float("nan"))
+        return Binarised(0, None, None)
     part = data[torch.tensor(usable)]
     zeros, rng = torch.zeros_like(part.y), key.rng(part.ids)
     rates = []

@@ -37,7 +37,7 @@ def certify(system: System, data: Data, threat: Threat, key: Key, *, eot: int = 
     few, defence = data[:IMAGES], system.defence
     key = key.fold(system.name, "certificate")
     found: dict = {"images": len(few.ids)}
-    found |= noise_facts(defence, few, key)
+    found |= noise_facts(defence, few, threat, key)
     found |= gradient_facts(defence, few, threat, key)
     found |= zero_facts(defence, data[:GRADIENTS], key)
     if defence.purifier is not None:
@@ -63,12 +63,20 @@ def undefended_facts(defence: Defence, data: Data, threat: Threat, key: Key) -> 
     return found
 
 
-def noise_facts(defence: Defence, data: Data, key: Key) -> dict:
+@torch.no_grad()
+def draws_noise(defence: Defence, data: Data, threat: Threat) -> bool:
+    """Whether two looks differ, at images or at random signs of full size on them: a detector may pass clean images."""
+    signs = Key(0).rng(data.ids).fold("signs").sign(data.x)
+    moved = threat.project(threat.ascend(data.x, signs, threat.eps), data.x)
+    looks = ([defence.logits(x, Key(k).rng(data.ids)) for k in (0, 1)] for x in (data.x, moved))
+    return not all(torch.equal(first, second) for first, second in looks)
+
+
+def noise_facts(defence: Defence, data: Data, threat: Threat, key: Key) -> dict:
     """Is it random, does it replay, and does an image's result depend on its neighbours?"""
     rng = key.rng(data.ids).fold("noise")
     with torch.no_grad():
         first, again = (defence.logits(data.x, rng) for _ in range(2))
-        other = defence.logits(data.x, key.rng(data.ids).fold("other noise"))
         back = torch.arange(len(data.ids)).flip(0)
         turned = defence.logits(data.x[back], rng[back])[back]
         alone = torch.cat([defence.logits(data.x[i : i + 1], rng[i : i + 1]) for i in range(len(data.ids))])
@@ -76,7 +84,7 @@ def noise_facts(defence: Defence, data: Data, key: Key) -> dict:
     sums = first.sum(dim=1)
     return {
         "replays": bool(torch.equal(first, again)),
-        "random": bool(not torch.equal(first, other)),
+        "random": draws_noise(defence, data, threat),
         "neighbours": float(torch.maximum((turned - first).abs(), (alone - first).abs()).max() / scale),
         "probabilities": bool(first.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)),
         "finite": bool(torch.isfinite(first).all()),

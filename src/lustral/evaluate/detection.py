@@ -34,7 +34,8 @@ def detect(clean: Tensor, attacked: Tensor) -> Detection:
     """Scores [n] of the same images, clean and attacked; a higher score is meant to mean attacked.
 
     The area is the chance that an attacked image scores above a clean one (Mann–Whitney). Its interval is a bootstrap
-    over images of their influence on it, which takes into account that every image is on both sides.
+    over images of their influence on it, which takes into account that every image is on both sides; where the scores
+    lie apart, all influences are alike, and it is Wilson's.
     """
     if clean.shape != attacked.shape or clean.dim() != 1 or len(clean) < 2:
         raise UserError("Detection needs a score for each of at least two images, clean and attacked.")
@@ -42,7 +43,9 @@ def detect(clean: Tensor, attacked: Tensor) -> Detection:
         raise UserError("Detection needs finite scores; the network gave NaN or infinity.")
     clean, attacked = clean.double(), attacked.double()
     wins = (attacked[:, None] > clean).double() + 0.5 * (attacked[:, None] == clean).double()
-    area = bootstrap(wins.mean(dim=1) + wins.mean(dim=0) - wins.mean())
+    influence = wins.mean(dim=1) + wins.mean(dim=0) - wins.mean()
+    apart = float(wins.mean()) in (0.0, 1.0)
+    area = wilson(float(wins.mean()), len(clean)) if apart else bootstrap(influence)
     levels = torch.cat([clean, attacked]).unique().flip(0)
     false, true = ((scores[:, None] >= levels).double().mean(dim=0) for scores in (clean, attacked))
     alarm = torch.quantile(clean, 1 - ALARMS, interpolation="higher")

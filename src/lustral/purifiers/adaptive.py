@@ -144,6 +144,10 @@ class AdaptivePublished:
     def n_steps(self) -> int:
         return self.adp.n_steps
 
+    @property
+    def calls(self) -> int:
+        return self.adp.calls
+
     def init(self, x: Tensor, rng: Rng) -> AdaptiveState:
         state = self.adp.init(x, rng)
         return state._replace(x=state.x * 255 / 256 + 1 / 512)

@@ -58,7 +58,8 @@ class Diffusion:
     ``t_star`` is a time of the schedule, or a function from images to times [b] up to ``t_max`` (a noise level for each
     sample, as in SSNI), through which gradients flow. With ``clamp`` the output is cut to [0, 1]; DiffPure does not.
     ``guidance`` is added to the score: D + sigma²·∇ takes D's place, for every sampler alike. With ``cut`` a step goes
-    to the estimate cut to [0, 1], its direction being that of the uncut one (diffusers' DDIM; ``Clipped`` cuts both).
+    to the estimate cut to [0, 1], its direction being that of the uncut one (diffusers' DDIM; ``Clipped`` cuts both);
+    that is meant for DDPM and DDIM, whose steps go there.
     """
 
     denoiser: Denoiser = field(metadata={"role": "weights"})
@@ -80,10 +81,13 @@ class Diffusion:
         sigma = float(self.schedule.sigma(torch.tensor(float(top), dtype=torch.float64)))
         if getattr(self.sampler, "end", 0.0) >= top or getattr(self.sampler, "sigma_min", 0.0) >= sigma:
             raise UserError(f"The sampler ends above t_star={top:g} (sigma={sigma:.3g}), where it should begin.")
+        level = getattr(self.sampler, "level", None)  # where it asks the network, t_star being how long it goes on
+        name, top = ("t_star", top) if level is None else ("level", level)
+        sigma = float(self.schedule.sigma(torch.tensor(float(top), dtype=torch.float64)))
         if sigma > self.denoiser.sigma_max * (1 + 1e-6):
             raise UserError(
-                f"t_star={top:g} means noise sigma={sigma:.3g}, beyond the {self.denoiser.sigma_max:.3g} that this "
-                "denoiser knows; choose a smaller t_star."
+                f"{name}={top:g} means noise sigma={sigma:.3g}, beyond the {self.denoiser.sigma_max:.3g} that this "
+                f"denoiser knows; choose a smaller {name}."
             )
 
     @cached_property
@@ -126,6 +130,8 @@ class Diffusion:
     def step(self, i: int, state: TableState, rng: Rng) -> TableState:
         if state.table is None:
             sigmas, rows = self._rows
+            if rows[i].b == 0:
+                return state
             sigma = torch.full((len(state.y),), sigmas[i], dtype=state.y.dtype, device=state.y.device)
             return self._advance(rows[i], sigma, state, rng)
         table = state.table

@@ -17,8 +17,9 @@ from ..core.threat import Threat
 from ..defence import Defence, modules_in
 from ..denoisers.base import Meter
 from ..evaluate import suites
+from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, System
-from . import folder, plan, results, runner, views
+from . import build, folder, plan, results, runner, views
 from .ledger import Ledger
 from .options import Resources
 
@@ -40,11 +41,13 @@ def assess(
     resumed where it stopped and gets ledger.sqlite, results.json and report.html; without it nothing is kept.
     """
     resources = resources or Resources()
+    build.prepare(resources)
     named = defences if isinstance(defences, dict) else {"defence": defences}
     _check(named, data)
     systems = [System(name, defence.eval(), Meter()) for name, defence in named.items()]
-    systems = [replace(system, random=plan.draws_noise(system, data)) for system in systems]
-    jobs = suites.jobs(suite, systems, threat, len(data.ids), int(resources.budget * 2**30))
+    few = data[: plan.PROBED]
+    systems = [replace(system, random=draws_noise(system.defence, few, threat)) for system in systems]
+    jobs = suites.jobs(suite, systems, threat, len(data.ids), int(runner.each(resources).budget * 2**30))
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as watching:
         for system in systems:
             _count(system, watching)

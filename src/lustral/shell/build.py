@@ -19,7 +19,7 @@ from . import device as devices
 from . import weights
 from .options import Classification, Precision, Purification, Resources, Search, ThreatModel
 from .stages import ATTACKS, PURIFIED, Making
-from .systems import Networks, purifier
+from .systems import Networks, denoisers_precision, purifier
 
 STAGES = tuple(ATTACKS)
 VOTES = {"mean-softmax": votes.MeanSoftmax, "mean-logits": votes.MeanLogits, "majority": votes.Majority}
@@ -46,7 +46,7 @@ def system(
     if micro_batch is not None and micro_batch < 1:
         raise UserError(f"micro_batch must be at least 1, not {micro_batch}.")
 
-    def fix(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def fix(net: Callable[..., Tensor], precision: Precision = precision) -> Callable[..., Tensor]:
         there = devices.on(device, net, precision)
         return FixedBatch(there, micro_batch) if micro_batch else there
 
@@ -60,7 +60,8 @@ def system(
                 f"{judge.classifier} takes {about.image[0]}-channel images, {how.denoiser} {other.image[0]}; "
                 "choose a pair for the same images."
             )
-        given = Networks(meter.watch(fix(denoiser)), other, fix, meter.watch)
+        watched = meter.watch(fix(denoiser, denoisers_precision(how.method, precision)))
+        given = Networks(watched, other, fix, meter.watch)
         clean, cheaper = purifier(how, given), surrogate(how, given)
     defence = Defence(fix(classifier) if clean is not None else meter.watch(fix(classifier)), clean, vote(judge))
     return System(name, defence, meter, random=clean is not None and not how.fixed_noise, surrogate=cheaper)

@@ -150,7 +150,7 @@ def evaluate(
         split: Images for the number (test), or for choices that are made before it (validation).
         corruption: One of CIFAR-10-C's in front of everything, with its severity: fog-3.
         precision: Of the networks' arithmetic, for the attacker and the judge alike. bfloat16 is two to four times as
-            fast where a processor computes in it.
+            fast where a processor computes in it; ADP's denoiser, whose differences it would spoil, keeps float32.
         shard: One part of the images, like 1/2, into a folder of its own; `lustral merge` puts parts together.
         stop_width: Stop once the anytime-valid 95 % interval of the worst case is narrower than this (0.1: ten points).
         allow_red: Print numbers that a red finding withholds, marked.

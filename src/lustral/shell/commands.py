@@ -15,6 +15,7 @@ from ..core.errors import UserError
 from ..core.lanes import Lanes
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
+from ..training.batches import spread_rows
 from . import build, folder, plan, strip, systems, weights
 from . import device as devices
 from .files import replacing, write_text
@@ -68,7 +69,8 @@ def purify(
         raise UserError(f"A film strip shows at least 1 image, not {shown.images}.")
     denoiser, about = weights.load(how.denoiser, "denoiser")
     fix = partial(devices.on, device, precision=precision)
-    purifier = systems.purifier(how, systems.Networks(fix(denoiser), about, fix))
+    watched = fix(denoiser, precision=systems.denoisers_precision(how.method, precision))
+    purifier = systems.purifier(how, systems.Networks(watched, about, fix))
     jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
     judge = None if shown.classifier is None else _judge(shown.classifier, about)
@@ -96,7 +98,8 @@ def reference(name: str, source: str | None, images: int) -> weights.Card:
     denoiser, about = weights.load(name, "denoiser")
     if images < 2:
         raise UserError(f"A reference needs at least 2 images, not {images}.")
-    found = datasets.load(source or about.data, "train")[:images]
+    found = datasets.load(source or about.data, "train")
+    found = found[spread_rows(len(found.ids), images)]
     if list(found.x.shape[1:]) != about.image:
         raise UserError(
             f"{name} takes images of shape {about.image}, not {list(found.x.shape[1:])}; choose other data."

@@ -1,7 +1,9 @@
 """The folder of a run: results.json, pictures.npz and report.html beside the ledger; and numbers that are withheld."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +33,19 @@ def hold_back(found: dict, allow_red: bool) -> dict:
 
 def publish(folder: Path, found: dict, images: dict[str, np.ndarray]) -> None:
     """Writes results.json, pictures.npz and report.html."""
-    write_text(folder / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "results.json", json.dumps(_finite(found), indent=1, ensure_ascii=False) + "\n")
     with replacing(folder / "pictures.npz") as scratch:
         np.savez_compressed(scratch, **images)
     write_text(folder / "report.html", render(found, images))
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -50,9 +61,8 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
 def read_json(place: Path, what: str) -> dict:
     """A JSON file of a run folder."""
     if not place.exists():
-        raise UserError(
-            f"There are no {what} in {place.parent}; a finished `lustral evaluate` or `lustral demo` leaves them there."
-        )
+        who = "`lustral evaluate`" if what == "options" else "a finished `lustral evaluate` or `lustral demo`"
+        raise UserError(f"There are no {what} in {place.parent}; {who} leaves them there.")
     try:
         return json.loads(place.read_text(encoding="utf-8"))
     except ValueError as e:

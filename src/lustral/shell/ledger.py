@@ -92,12 +92,7 @@ class Ledger:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._check_version()
             self._db.executescript(SCHEMA)
-            row = self._db.execute("SELECT spec FROM run").fetchone()
-            stored = json.loads(row[0]) if row else None
-        if spec is not None and stored is None:
-            with self._saying():
-                self._db.execute("INSERT INTO run VALUES (?, ?)", (digest(spec), json.dumps(spec)))
-        elif spec is not None and stored != json.loads(json.dumps(spec)):
+        if spec is not None and (stored := self._claimed(spec)) != json.loads(json.dumps(spec)):
             lines = differences(stored, json.loads(json.dumps(spec)))
             self.close()
             raise UserError(
@@ -105,6 +100,16 @@ class Ledger:
                 + "; ".join(lines[:5])
                 + (f"; and {len(lines) - 5} more." if len(lines) > 5 else ".")
             )
+
+    def _claimed(self, spec: dict) -> dict:
+        """The spec of the run that owns the ledger, from now on this one where none did; one process at a time."""
+        with self._saying():
+            self._db.execute("BEGIN IMMEDIATE")
+            with self._db:
+                if not self._db.execute("SELECT COUNT(*) FROM run").fetchone()[0]:
+                    self._db.execute("INSERT INTO run VALUES (?, ?)", (digest(spec), json.dumps(spec)))
+                (stored,) = self._db.execute("SELECT spec FROM run").fetchone()
+            return json.loads(stored)
 
     def _check_version(self) -> None:
         if not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:

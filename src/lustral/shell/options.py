@@ -68,7 +68,8 @@ class Purification:
     published: bool = False
     """As the released code does and the equations do not. ADP: stretch contrast at every step. SSNI: round times."""
     gate: float | None = None
-    """ADP: score norm up to which an image counts as clean and gets a fifth of the noise."""
+    """ADP: length of sigma times the score, over all pixels, up to which an image counts as clean and gets a fifth of
+    the noise (not SSNI's score norm)."""
     fixed_noise: bool = False
     """Every image always meets the same noise, its own: a deterministic twin, for comparison."""
 
@@ -132,7 +133,7 @@ class Resources:
     batch: int = 32
     """Images at a time."""
     budget: float = 2.0
-    """GiB of step graphs that the exact gradient may keep instead of recomputing."""
+    """GiB of step graphs that the exact gradient may keep instead of recomputing, shared by all threads."""
     threads: int | None = None
     """Cores: an evaluation runs a batch on each, other commands use them together; default: all."""
     device: str = "cpu"
@@ -219,7 +220,7 @@ class Adversary:
     guide: str = "digits-cnn"
     """addt, adbm: the frozen classifier that is to be fooled."""
     eps: float = 0.1875
-    """adbm, pgd-at, trades: Linf radius, for images in [0, 1]."""
+    """adbm, pgd-at, trades, and addt where not mapped: Linf radius, for images in [0, 1]."""
     steps: int = 10
     """pgd-at, trades: steps of the search, each of 2.5·eps/steps."""
     beta: float = 6.0

@@ -10,9 +10,11 @@ import torch
 
 from ..core.errors import UserError, unknown
 from ..core.noise import Key
+from ..core.spec import differences
 from ..core.threat import Threat
 from ..evaluate import metrics, suites
-from ..evaluate.protocol import Data, Job, System, pending
+from ..evaluate.certificate import draws_noise
+from ..evaluate.protocol import Data, Job, System, describe, pending
 from ..training.batches import as_floats
 from . import build, folder, results, runner, views, weights
 from .files import write_text
@@ -46,13 +48,12 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     data = source.pick(options.split, options.data)[: options.images]
     data = corrupt(data, options.corruption) if options.corruption else data
     data = data._replace(x=as_floats(data.x))
-    systems = []
+    threat, systems = build.threat(options.threat), []
     for name, how, judge in _named(options):
         system = build.system(name, how, judge, options.micro_batch, resources.device, options.precision)
         check(data, judge.classifier, system)
-        systems.append(replace(system, random=draws_noise(system, data)))
-    threat = build.threat(options.threat)
-    jobs = _jobs(options, systems, threat, len(data.ids), resources)
+        systems.append(replace(system, random=draws_noise(system.defence, data[:PROBED], threat)))
+    jobs = _jobs(options, systems, threat, len(data.ids), runner.each(resources))
     return Plan(options, jobs, systems, data, threat, Key(options.seed), source.classes)
 
 
@@ -85,14 +86,6 @@ def check(data: Data, classifier: str, system: System) -> None:
         classes = system.defence.classifier(data.x[:1]).shape[1]
     if int(data.y.max()) >= classes:
         raise UserError(f"{about.name} knows labels 0 to {classes - 1}, but the data has {int(data.y.max())}.")
-
-
-@torch.no_grad()
-def draws_noise(system: System, data: Data) -> bool:
-    """Whether two looks at the first images differ."""
-    few = data[:PROBED]
-    first, second = (system.defence.logits(few.x, Key(k).rng(few.ids)) for k in (0, 1))
-    return not torch.equal(first, second)
 
 
 def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None, width: float | None = None) -> None:
@@ -178,7 +171,7 @@ def _images(options: Evaluation) -> str:
 
 
 def load(out: Path, resources: Resources) -> Plan:
-    """The plan of an earlier run, checked to be the one that its ledger belongs to."""
+    """The plan of an earlier run, checked to be the one that its ledger belongs to: same images, systems and stages."""
     stored = folder.read_json(out / "run.json", "options")
     try:
         options = Evaluation(
@@ -193,7 +186,16 @@ def load(out: Path, resources: Resources) -> Plan:
         )
     except (TypeError, KeyError) as e:
         raise UserError(f"{out / 'run.json'} is of another version of Lustral or damaged ({e}).") from e
-    return make(options, resources)
+    made = make(options, resources)
+    now = json.loads(json.dumps(describe(made.jobs, made.data, made.key)))
+    with Ledger(out / "ledger.sqlite") as ledger:
+        stored = ledger.spec()
+    if lines := differences({part: stored.get(part) for part in now}, now):
+        raise UserError(
+            f"{out} was run with other options, data, networks or code than are here now; what differs is "
+            f"{'; '.join(lines[:3])}."
+        )
+    return made
 
 
 def _stored(entry: dict[str, dict | None]) -> Entry:

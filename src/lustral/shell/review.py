@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from ..attacks.anatomy import summary
 from ..core.errors import UserError
 from ..core.spec import differences
 from ..evaluate import metrics, suites
-from ..evaluate.protocol import Data, Job
-from . import folder, plan, runner
+from ..evaluate.protocol import Data, Job, decided
+from . import build, folder, plan, runner
 from .files import replacing, write_text
 from .ledger import Ledger
 from .options import Resources
@@ -21,8 +22,9 @@ from .options import Resources
 def compare(a: Path, b: Path) -> list[dict]:
     """Paired tests of every system of one run with every one of another, on the images and stages that both have.
 
-    Images must be the same, to the bit, and stages must have the same name and threat. Attacks that images leave are
-    not compared (their worst case is), nor are numbers that a red finding withholds.
+    Images must be the same, to the bit, and stages must have the same name and threat; ``unlike`` says in what else the
+    attacks differ. Attacks that images leave are not compared (their worst case is), nor are numbers that a red finding
+    withholds.
     """
     plans = [plan.load(place, Resources()) for place in (a, b)]
     held = [folder.read(place)[0]["withheld"] for place in (a, b)]
@@ -35,6 +37,9 @@ def compare(a: Path, b: Path) -> list[dict]:
             if one.stage.name == other.stage.name and one.stage.bound == other.stage.bound
             for line in _paired(one, other, first, second, common, (a.name, b.name))
         ]
+    if (suite := plans[0].options.suite) != (other := plans[1].options.suite):
+        for line in lines:
+            line["unlike"].append(f"suite {suite} and {other}")
     if not lines:
         raise UserError(f"{a} and {b} have no image in common under a stage of the same name and threat.")
     return lines
@@ -78,18 +83,35 @@ def _paired(
         "accuracy_a": a.mean().item(),
         "accuracy_b": b.mean().item(),
         "difference": list(metrics.bootstrap(a - b)),
+        "unlike": _unlike(one, other),
         **metrics.mcnemar(a > 0.5, b > 0.5)._asdict(),
     }
 
 
+def _unlike(one: Job, other: Job) -> list[str]:
+    """In what two attacks of the same name differ, to be said beside a comparison."""
+    attacks = one.stage.attack, other.stage.attack
+    if None in attacks:
+        return []
+    a, b = map(summary, attacks)
+    return [f"{name} {a[name]} and {b[name]}" for name in a if a[name] != b[name]]
+
+
 def verify(place: Path, images: int, resources: Resources) -> str:
     """Runs some images of a run again, all stages, and holds the result against its ledger."""
+    build.prepare(resources)
     planned = plan.load(place, resources)
     with Ledger(place / "ledger.sqlite") as ledger, tempfile.TemporaryDirectory() as scratch:
         stored = ledger.spec()
-        done = sorted(set.intersection(*(ledger.done(s.name, _first(planned, s.name)) for s in planned.systems)))
+        settled = [_settled(job, planned.data, ledger) for job in planned.jobs]
+        done = sorted(set.intersection(*settled))
+        begun = set.union(*(ledger.done(job.system.name, job.stage.name) for job in planned.jobs))
+        if (missing := begun.difference(done)) and (place / "results.json").exists():
+            raise UserError(f"{place} has results, but its ledger lacks stages of {len(missing)} images; run it again.")
         if images < 1 or not done:
-            raise UserError("There is nothing to verify: ask for at least 1 image of a run that has finished some.")
+            raise UserError(
+                "There is nothing to verify: ask for at least 1 image of a run that has finished all stages of some."
+            )
         chosen = set(secrets.SystemRandom().sample(done, min(images, len(done))))
         facts = {name: stored.get(name) for name in ("micro_batch", "suite")}
         with runner.open_ledger(planned.jobs, planned.data, planned.key, Path(scratch), facts) as again:
@@ -104,8 +126,10 @@ def verify(place: Path, images: int, resources: Resources) -> str:
     return f"Verified images {names}: candidates, looks and {draws:,} draws of {len(counts)} stages are {how}."
 
 
-def _first(planned: plan.Plan, system: str) -> str:
-    return next(job.stage.name for job in planned.jobs if job.system.name == system)
+def _settled(job: Job, data: Data, ledger: Ledger) -> set[int]:
+    """The images with which a job has nothing left to do."""
+    beyond = set(data.ids.tolist()) - set(data[: job.images].ids.tolist())
+    return beyond | ledger.done(job.system.name, job.stage.name) | decided(job, ledger)
 
 
 def _same(job: Job, stored: Ledger, again: Ledger, chosen: set[int]) -> tuple[int, float]:
@@ -167,6 +191,8 @@ def _parquet(place: Path, out: Path) -> Path:
     with Ledger(place / "ledger.sqlite") as ledger:
         columns, rows = ledger.draws()
         name = ledger.digest()
+    if not rows:
+        raise UserError(f"{place} has no draws to export yet; let `lustral evaluate` finish some images first.")
     table = pyarrow.table(
         {column: list(values) for column, values in zip(columns, zip(*rows, strict=True), strict=True)}
     )

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,9 +80,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def workers(resources: Resources) -> int:
+    """How many batches run at a time."""
+    return resources.threads or cores()
+
+
+def each(resources: Resources) -> Resources:
+    """What each of the workers may spend: they share the memory."""
+    return replace(resources, budget=resources.budget / workers(resources))
+
+
 def side_by_side(calls: Sequence[Callable], note: Callable, resources: Resources) -> None:
     """Makes calls, one on each core at a time, and notes their results as they come."""
-    pool = ThreadPoolExecutor(resources.threads or cores(), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(workers(resources), initializer=torch.set_num_threads, initargs=(1,))
     try:
         for future in as_completed([pool.submit(call) for call in calls]):
             note(future.result())

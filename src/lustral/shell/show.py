@@ -48,9 +48,8 @@ def table(found: dict) -> None:
     out.print(sheet)
     for claim in found["ordering"]:
         values = ", ".join(f"{value:.1%}" for value in claim["values"])
-        out.print(
-            f"{'holds' if claim['holds'] else 'FAILS'}: {claim['system']}: {claim['claim']} ({values})", highlight=False
-        )
+        kept = "holds, within chance" if claim.get("chance") else "holds" if claim["holds"] else "FAILS"
+        out.print(f"{kept}: {claim['system']}: {claim['claim']} ({values})", highlight=False)
     for system, said in found.get("findings", {}).items():
         for finding in said:
             if finding["level"] != "green":
@@ -95,6 +94,9 @@ def comparison(found: list[dict]) -> None:
             test["stage"], test["a"], test["b"], str(test["images"]), *numbers, interval, *only, f"{test['p']:.3g}"
         )
     out.print(sheet)
+    for test in found:
+        if test["unlike"]:
+            line(f"{test['stage']}: {test['a']} and {test['b']} were not attacked alike: {', '.join(test['unlike'])}.")
 
 
 def detection(seen: list[Seen]) -> None:

@@ -16,7 +16,7 @@ from ..purifiers.guided import Part, Parts
 from ..purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp, ssni
 from ..purifiers.sample_specific import NORMS, Reference, score_norm
 from . import weights
-from .options import Classification, Purification
+from .options import Classification, Precision, Purification
 from .terminal import progress
 
 TWIN = Key(0, ("fixed noise",))
@@ -42,11 +42,15 @@ class Networks(NamedTuple):
 
 @dataclass(frozen=True)
 class Named:
-    """A system: one line about it, how it is made (None: images stay as they are), and the options that it knows."""
+    """A system: one line about it, how it is made (None: images stay as they are), and the options that it knows.
+
+    ``precise``: its denoiser computes in float32 always.
+    """
 
     about: str
     make: Callable[[Purification, Networks], Purifier] | None = None
     knows: tuple[str, ...] = ()
+    precise: bool = False
 
 
 def _or(value, default):
@@ -105,6 +109,8 @@ METHODS = {
         "noise, then steps along the score whose size adapts (Yoon et al. 2021)",
         _adp,
         ("sigma", "steps", "published", "gate"),
+        # The step's length is a difference over delta = 1e-3, which in bfloat16 is mostly rounding.
+        precise=True,
     ),
     "gdmp": Named(
         "rounds of DDPM, each drawn towards the input (Wang et al. 2022)",
@@ -124,31 +130,41 @@ METHODS = {
 """Systems that ``--purification.method`` names; ``--purification.ssni`` wraps those that diffuse."""
 
 
+def named(method: str) -> Named:
+    """The system of that name."""
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    return METHODS[method]
+
+
 def purifier(options: Purification, given: Networks) -> Purifier | None:
     """The purifier that the options describe; SSNI needs the denoiser's card."""
-    if options.method not in METHODS:
-        raise unknown("method", options.method, METHODS)
+    system = named(options.method)
     if options.method == "adp" and options.ssni is not None:
         raise UserError("SSNI chooses how far to diffuse, and adp does not diffuse; choose another method.")
     check(options)
-    make = METHODS[options.method].make
-    if make is None:
+    if system.make is None:
         return None
-    made = make(options, given)
+    made = system.make(options, given)
     if options.ssni is not None:
         rest = {"law": options.ssni, "tau": options.tau, "bias": options.bias, "published": options.published}
         made = ssni(made, reference(given.about, options.norm), norm=score_norm(given.denoiser, options.norm), **rest)
     return Pinned(made, TWIN) if options.fixed_noise else made
 
 
+def denoisers_precision(method: str, precision: Precision) -> Precision:
+    """The precision of a system's denoiser where that of its networks is asked to be ``precision``."""
+    return "float32" if named(method).precise else precision
+
+
 def in_words(options: Purification, judge: Classification) -> str:
     """A system in a line: what its method does, the options that it was given, and who judges the images."""
-    named = METHODS[options.method]
-    asked = ("denoiser", *named.knows, "ssni", "fixed_noise") if named.make is not None else ()
+    system = named(options.method)
+    asked = ("denoiser", *system.knows, "ssni", "fixed_noise") if system.make is not None else ()
     given = [(name, getattr(options, name)) for name in asked]
     parts = [name.replace("_", " ") if value is True else f"{name} {value}" for name, value in given if value]
     vote = "one decision" if judge.vote == "single" else f"{judge.vote} of {judge.draws}"
-    return "; ".join([named.about, *([", ".join(parts)] if parts else []), f"classifier {judge.classifier}, {vote}"])
+    return "; ".join([system.about, *([", ".join(parts)] if parts else []), f"classifier {judge.classifier}, {vote}"])
 
 
 def check(options: Purification, chosen: Iterable[str] = ()) -> None:

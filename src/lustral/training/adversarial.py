@@ -47,14 +47,15 @@ class TRADES:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with evaluating(model):
             with torch.no_grad():
-                target = F.softmax(model(x), dim=1)
+                target = F.log_softmax(model(x), dim=1)
+            torch.clear_autocast_cache()  # older torch keeps the bfloat16 weights of a pass without gradients
             start = self.threat.project(x + 0.001 * rng.normal(x), x)
             moved = climb(lambda m: _kl(target, model(m)), start, x, self.threat, self.steps, self.size)
         logits = model(x)
         clean = F.cross_entropy(logits, y, label_smoothing=self.smoothing, reduction="none")
-        return clean + self.beta * _kl(F.softmax(logits, dim=1), model(moved))
+        return clean + self.beta * _kl(F.log_softmax(logits, dim=1), model(moved))
 
 
-def _kl(p: Tensor, logits: Tensor) -> Tensor:
-    """KL(p ‖ softmax(logits)) per sample [b]."""
-    return F.kl_div(F.log_softmax(logits, dim=1), p, reduction="none").sum(dim=1)
+def _kl(log_p: Tensor, logits: Tensor) -> Tensor:
+    """KL(p ‖ softmax(logits)) per sample [b]; p by its logarithm, whose gradient is finite where p underflows."""
+    return F.kl_div(F.log_softmax(logits, dim=1), log_p, reduction="none", log_target=True).sum(dim=1)

@@ -14,6 +14,11 @@ def as_floats(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
+def spread_rows(n: int, count: int) -> Tensor:
+    """At most ``count`` rows from all over a set of n images, whose file may be sorted by class."""
+    return torch.arange(n) if n <= count else torch.arange(count) * n // count
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Labelled images x [n, c, h, w], 8-bit (which become floats a batch at a time) or floats in [0, 1], and y [n]."""

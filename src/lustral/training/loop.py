@@ -6,11 +6,13 @@ adversarial objectives make a dozen.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.random import fork_rng
 
 from ..core.errors import UserError
 from ..core.noise import Key, Rng
@@ -61,8 +63,9 @@ def train(
     """Trains ``model`` in place on the workers' device; yields after every step.
 
     All randomness is addressed by step and position in the batch, so a run resumed from ``Progress.state()`` continues
-    as if it had not stopped, and another number of processes sees the same images and noise. When the generator is
-    exhausted the model holds the averaged weights. Batch normalisation uses the statistics of a process's own part.
+    as if it had not stopped, and another number of processes sees the same images and noise (dropout's apart). When the
+    generator is exhausted the model holds the averaged weights. Batch normalisation uses the statistics of a process's
+    own part.
     """
     if recipe.batch < workers.num_processes:
         raise UserError(f"A batch of {recipe.batch} cannot be shared by {workers.num_processes} processes; enlarge it.")
@@ -126,11 +129,20 @@ def _losses(called, objective, source: Source, recipe: Recipe, key: Key, step: i
         rng = key.fold("step", step).rng(torch.arange(part.start, part.stop))
         x = _augment(x, rng, recipe).to(workers.device)
         x = x.contiguous(memory_format=torch.channels_last) if recipe.channels_last else x
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        bf16 = torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+        with bf16, _dropping(key.fold("dropout", step, part.start), x.device):
             loss = objective(called, x, y.to(x.device), rng.fold("objective")).sum() / recipe.batch
         loss.backward()
         total += loss.detach()
     return total
+
+
+@contextmanager
+def _dropping(key: Key, device: torch.device) -> Iterator[None]:
+    """Dropout, the one noise that torch draws by itself, is that of ``key``; torch's own stream is left as it was."""
+    with fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(key.philox("dropout")[0] >> 1))
+        yield
 
 
 def _parts(batch: int, process: int, processes: int, accumulate: int) -> list[slice]:

@@ -16,7 +16,7 @@ class Recipe:
     batch: int = 128
     """Images a step, over all processes."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after another, to spare memory."""
+    """Parts that a batch is computed in to spare memory, one after another; batch normalisation sees one at a time."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum 0.9."""
     lr: float = 2e-3

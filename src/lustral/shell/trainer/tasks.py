@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ...schedules import VP
 from ...training.adbm import ADBM
 from ...training.addt import ADDT, ADDTUnmapped
 from ...training.adversarial import PGDAT, TRADES
-from ...training.batches import as_floats
+from ...training.batches import as_floats, spread_rows
 from ...training.denoising import Denoising
 from ...training.levels import Geometric, LogNormal, LogUniform, Times
 from ...training.objectives import CrossEntropy, Objective
@@ -62,12 +62,17 @@ def make(asked: Asked, train_set: Data) -> Task:
     """The network and the objective that the options describe, for these images."""
     if asked.task not in TASKS:
         raise unknown("task", asked.task, TASKS)
-    if not 0 < asked.noise.t_max <= 1:
-        raise UserError(f"t_max must lie in (0, 1], not {asked.noise.t_max}.")
-    if not 0 <= asked.smoothing < 1 or asked.adversary.steps < 1:
-        raise UserError("Training needs 0 ≤ smoothing < 1 and at least one step of search.")
+    if not 0 < asked.noise.t_max <= 1 or _largest(asked.noise) <= SIGMA_MIN:
+        raise UserError(
+            f"t_max must lie in (0, 1] and mean more noise than sigma={SIGMA_MIN}, which {asked.noise.t_max} does not."
+        )
+    if not 0 <= asked.smoothing < 1 or asked.adversary.steps < 1 or not asked.adversary.beta >= 0:
+        raise UserError("Training needs 0 ≤ smoothing < 1, at least one step of search and beta ≥ 0.")
+    if asked.network.levels < 1 or asked.network.blocks < 1:
+        raise UserError("A network needs at least one level and one block.")
     kind = "classifier" if asked.task in CLASSIFIERS else "denoiser"
-    spread = round(as_floats(train_set.x[:10_000]).std().item(), 4)
+    some = train_set.x[spread_rows(len(train_set.x), 10_000)]
+    spread = round(as_floats(some).std().item(), 4)
     architecture, model = _network(asked, kind, train_set, spread)
     if kind == "classifier":
         return Task(kind, architecture, model, _robust(asked))
@@ -96,10 +101,15 @@ def _network(asked: Asked, kind: str, train_set: Data, spread: float) -> tuple[d
     describe = _classifier if kind == "classifier" else _denoiser
     architecture = describe(asked, channels, classes if kind == "classifier" else spread)
     torch.manual_seed(asked.seed)
-    model = weights.build(architecture)
-    if isinstance(model, WhitenedResNet):
-        model.fit(as_floats(train_set.x[:5000]))
-    _try(model, kind, train_set)
+    try:
+        model = weights.build(architecture)
+        if isinstance(model, WhitenedResNet):
+            model.fit(as_floats(train_set.x[spread_rows(len(train_set.x), 5000)]))
+        _try(model, kind, train_set)
+    except (ValueError, ArithmeticError) as e:
+        raise UserError(
+            f"This network does not work on these images: {e}; choose another width, or more images."
+        ) from e
     return architecture, model
 
 
@@ -152,7 +162,7 @@ def _classifier(asked: Asked, channels: int, classes: int) -> dict[str, Any]:
 
 def _denoiser(asked: Asked, channels: int, spread: float) -> dict[str, Any]:
     net, objective = asked.network, asked.noise.objective
-    limits = {"sigma_min": SIGMA_MIN, "sigma_max": _limit(asked.noise)}
+    limits = {"sigma_min": SIGMA_MIN, "sigma_max": _limit(asked)}
     if objective == "dsm":
         if net.kind not in (None, "unet", "refinenet"):
             raise UserError(
@@ -164,7 +174,7 @@ def _denoiser(asked: Asked, channels: int, spread: float) -> dict[str, Any]:
         raise UserError("refinenet is not told the noise; train it with --noise.objective=dsm.")
     inner, scale = _inner(net, channels)
     if objective in ("ddpm", "v"):
-        schedule = {"type": "VP", "t_max": asked.noise.t_max}
+        schedule = {"type": "VP", "t_max": _bridged(asked.noise) if asked.task == "adbm" else asked.noise.t_max}
         return {
             "type": "VPEps" if objective == "ddpm" else "VPredict",
             "net": inner,
@@ -190,9 +200,15 @@ def _largest(noise: Noise) -> float:
     return VP().sigma(torch.tensor(noise.t_max, dtype=torch.float64)).item()
 
 
-def _limit(noise: Noise) -> float:
-    """The same for a card, not rounded below what is trained."""
+def _limit(asked: Asked) -> float:
+    """The same for a new network's card, not rounded below what is trained; ADBM trains on its bridges only."""
+    noise = replace(asked.noise, t_max=_bridged(asked.noise)) if asked.task == "adbm" else asked.noise
     return math.ceil(1e4 * _largest(noise)) / 1e4
+
+
+def _bridged(noise: Noise) -> float:
+    """The latest time at which ADBM's bridges begin."""
+    return min(0.2, noise.t_max)
 
 
 def _robust(asked: Asked) -> Objective:
@@ -212,7 +228,7 @@ def _guided(asked: Asked, base: Denoising, guide: nn.Module) -> Objective:
     if asked.task == "adbm":
         if asked.noise.t_max < 0.1:
             raise UserError(f"ADBM's bridges begin at t = 0.1 or later; t_max = {asked.noise.t_max} leaves none.")
-        return ADBM(base, guide, t_high=min(0.2, asked.noise.t_max), eps=adversary.eps)
+        return ADBM(base, guide, t_high=_bridged(asked.noise), eps=adversary.eps)
     return ADDT(base, guide) if adversary.mapped else ADDTUnmapped(base, guide, adversary.eps)
 
 
