@@ -67,7 +67,7 @@ def test_an_object_is_its_attributes_and_a_method_its_object():
         (range(3), range(9)),
         (Path("a"), Path("b")),
     ],
-    ids=str,
+    ids=["set", "frozenset", "bytes", "dtype", "range", "path"],
 )
 def test_a_function_is_the_values_that_it_closes_over(one, other):
     def over(value):
