@@ -131,7 +131,8 @@ def test_verify_refuses_what_it_cannot_repeat(run, lustral, capfd):
 def test_verify_checks_the_finished_images_of_an_unfinished_run(run, lustral, capsys):
     with Ledger(run / "ledger.sqlite") as ledger:
         kept = max(ledger.done("diffpure", "worst"))
-        ledger._db.execute("DELETE FROM candidates WHERE stage = 'worst' AND image != ?", (kept,))
+        for table in ("candidates", "draws"):
+            ledger._db.execute(f"DELETE FROM {table} WHERE stage = 'worst' AND image != ?", (kept,))
     (run / "results.json").unlink()
     assert lustral("verify", str(run), "--images=4") == 0
     assert f"Verified images {kept}:" in capsys.readouterr().out
