@@ -1,8 +1,9 @@
 """Runs a plan into a ledger: level by level, a batch per core, with progress; resumes, shards and stops early."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..core.threat import Threat
 from ..evaluate import suites
 from ..evaluate.certificate import certify
 from ..evaluate.protocol import Data, Job, System, describe, levels, pending, run
+from . import memory
 from .ledger import Ledger
 from .options import Resources
 from .terminal import progress
@@ -90,12 +92,22 @@ def each(resources: Resources) -> Resources:
     return replace(resources, budget=resources.budget / workers(resources))
 
 
+EVERY = 5.0
+"""Seconds after which free memory is given back."""
+
+
 def side_by_side(calls: Sequence[Callable], note: Callable, resources: Resources) -> None:
     """Makes calls, one on each core at a time, and notes their results as they come."""
     pool = ThreadPoolExecutor(workers(resources), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        for future in as_completed([pool.submit(call) for call in calls]):
-            note(future.result())
+        left, given = {pool.submit(call) for call in calls}, time.monotonic()
+        while left:
+            done, left = wait(left, EVERY, FIRST_COMPLETED)
+            if time.monotonic() - given > EVERY:
+                memory.give_back()
+                given = time.monotonic()
+            for future in done:
+                note(future.result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
