@@ -8,10 +8,9 @@ from torch import Tensor
 
 from ..core.kernel import trace
 from ..core.noise import Key
-from ..evaluate import metrics
 from ..evaluate.protocol import Data, Job
 from .ledger import Ledger
-from .results import Run
+from .results import Run, decisions
 
 SHOWN = 8
 
@@ -40,16 +39,10 @@ def pictures(ledger: Ledger, jobs: Sequence[Job], data: Data, key: Key) -> dict[
 
 
 def _lost(run: Run, job: Job) -> dict[int, float]:
-    """How many of an image's draws the attack turned from right to wrong, as a share, by image."""
+    """The share of decisions that the attack turned from right to wrong, by image."""
     stages = run.of(job.system.name)
-    clean, attacked = (_shares(run, stages[name]) if name in stages else {} for name in ("clean", job.stage.name))
+    clean, attacked = (decisions(run, stages[name]) if name in stages else {} for name in ("clean", job.stage.name))
     return {image: clean.get(image, 1.0) - share for image, share in attacked.items()}
-
-
-def _shares(run: Run, job: Job) -> dict[int, float]:
-    found = run.outcomes(job)
-    right = metrics.right(found.logits, found.y).double().mean(dim=1)
-    return dict(zip(found.ids.tolist(), right.tolist(), strict=True))
 
 
 @torch.no_grad()
