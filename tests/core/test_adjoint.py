@@ -1,5 +1,7 @@
 import math
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
@@ -247,6 +249,33 @@ def test_a_second_backward_pass_finds_the_same_gradient(net, x, budget):
     out = purify(diffpure(net, steps=3), x, KEY, adjoint=Checkpointed(budget)).sum()
     first, second = (torch.autograd.grad(out, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Steps of exp, whose node saves its own output; each output is remembered weakly."""
+
+    made: list[weakref.ref]
+    n_steps: int = 4
+
+    def init(self, x: Tensor, rng: Rng) -> Tensor:
+        return x
+
+    def step(self, i: int, state: Tensor, rng: Rng) -> Tensor:
+        out = (-state).exp()
+        self.made.append(weakref.ref(out))
+        return out.clone()
+
+    def readout(self, state: Tensor) -> Tensor:
+        return state
+
+
+@pytest.mark.parametrize("budget", [0, 1, 10**9])
+def test_no_graph_outlives_the_gradient(x, budget):
+    made = []
+    purify(Remembered(made), x.requires_grad_(), KEY, adjoint=Checkpointed(budget)).sum().backward()
+    assert len(made) >= 4
+    assert [ref() for ref in made] == [None] * len(made)
 
 
 def test_a_second_derivative_is_refused(net, x):

@@ -27,23 +27,3 @@ def faults(keep: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is asked to keep memory")
 def test_the_system_gives_pages_once():
     assert faults("memory.keep()") < 100 < faults("")
-
-
-HOLES = """
-import torch
-from lustral.shell import memory
-pages = lambda: int(open("/proc/self/statm").read().split()[1])
-small = [torch.ones(2**17) for _ in range(400)]  # 0.5 MB each, side by side
-before = pages()
-del small[::2]
-memory.give_back()
-print((before - pages()) * 4096 / 2**20)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is asked to give memory back")
-def test_holes_go_back_to_the_system():
-    """100 MB lie between tensors that are still in use."""
-    program = "import ctypes; ctypes.CDLL(None).mallopt(-4, 0)" + HOLES  # no block of its own for any of them
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert float(found) > 90

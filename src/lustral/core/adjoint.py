@@ -169,7 +169,7 @@ def _graph(step: Step, i: int, state: State, measure: bool) -> tuple[dict[int, i
     def pack(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return t
+        return t.detach()  # a node that held its own output would hold itself, and the step's graph, for ever
 
     with torch.enable_grad():
         source = _map(lambda t: t.detach().requires_grad_(t.is_floating_point()), state)

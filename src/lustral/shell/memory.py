@@ -1,19 +1,9 @@
-"""Memory that stays with the process, and memory that goes back."""
+"""Memory that stays with the process."""
 
 import ctypes
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-def give_back() -> None:
-    """Gives free pages back to the system, where the allocator is glibc's.
-
-    Batches whose rows finish at different times take tensors of ever other sizes, which fit into no hole that the ones
-    before have left: an attack on ADP took another GiB with every one of its steps.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep() -> None:

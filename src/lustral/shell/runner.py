@@ -1,9 +1,8 @@
 """Runs a plan into a ledger: level by level, a batch per core, with progress; resumes, shards and stops early."""
 
 import os
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from ..core.threat import Threat
 from ..evaluate import suites
 from ..evaluate.certificate import certify
 from ..evaluate.protocol import Data, Job, System, describe, levels, pending, run
-from . import memory
 from .ledger import Ledger
 from .options import Resources
 from .terminal import progress
@@ -92,22 +90,12 @@ def each(resources: Resources) -> Resources:
     return replace(resources, budget=resources.budget / workers(resources))
 
 
-EVERY = 5.0
-"""Seconds after which free memory is given back."""
-
-
 def side_by_side(calls: Sequence[Callable], note: Callable, resources: Resources) -> None:
     """Makes calls, one on each core at a time, and notes their results as they come."""
     pool = ThreadPoolExecutor(workers(resources), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        left, given = {pool.submit(call) for call in calls}, time.monotonic()
-        while left:
-            done, left = wait(left, EVERY, FIRST_COMPLETED)
-            if time.monotonic() - given > EVERY:
-                memory.give_back()
-                given = time.monotonic()
-            for future in done:
-                note(future.result())
+        for future in as_completed([pool.submit(call) for call in calls]):
+            note(future.result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
