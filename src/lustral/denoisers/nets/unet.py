@@ -106,7 +106,7 @@ class UNet(nn.Module):
     Without ``conditioning`` it is not told the noise, as NCSNv2's networks are not.
     ``mult`` gives the width of each level as a multiple of ``width``; ``attention`` lists the levels that attend. The
     network works on ``patch`` × ``patch`` pixels at a time, folded into channels, which divides its cost by patch².
-    Without normalisation it goes to channels last by itself, in which all that is left is fastest.
+    It goes to channels last by itself: the fastest layout on a CPU, or as fast, in all that was measured.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class UNet(nn.Module):
         if attention and not normalised:
             raise UserError("A U-Net that attends is normalised; leave attention or normalised=False out.")
         emb = 4 * width
-        self.width, self.normalised = width, normalised
+        self.width = width
 
         def block(inputs: int, outputs: int, level: int) -> nn.Module:
             return Block(inputs, outputs, emb, level in attention) if normalised else Plain(inputs, outputs, emb)
@@ -157,8 +157,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, conditioning: Tensor | None = None) -> Tensor:
         conditioning = x.new_zeros(len(x)) if conditioning is None else conditioning
         emb = self.embed(embedding(conditioning, self.width))
-        h = self.fold(x)
-        h = self.first(h if self.normalised else h.contiguous(memory_format=torch.channels_last))
+        h = self.first(self.fold(x).contiguous(memory_format=torch.channels_last))
         skips = [h]
         for layer in self.down:
             h = layer(h, emb) if isinstance(layer, Block | Plain) else layer(h)
