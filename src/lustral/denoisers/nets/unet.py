@@ -123,7 +123,7 @@ class UNet(nn.Module):
         if attention and not normalised:
             raise UserError("A U-Net that attends is normalised; leave attention or normalised=False out.")
         emb = 4 * width
-        self.width = width
+        self.width, self.normalised = width, normalised
 
         def block(inputs: int, outputs: int, level: int) -> nn.Module:
             return Block(inputs, outputs, emb, level in attention) if normalised else Plain(inputs, outputs, emb)
