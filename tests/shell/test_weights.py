@@ -14,6 +14,8 @@ from lustral.core.noise import Key
 from lustral.denoisers.preconditioning import EDM
 from lustral.shell import weights
 from lustral.shell.images import data
+from lustral.shell.options import Adversary, Network, Noise
+from lustral.shell.trainer import tasks
 from mirror import serving
 
 CARD = weights.Card(
@@ -223,3 +225,10 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
         name: state[name] for name in ("step", "identity", "optimiser")
     }
     assert [p.name for p in tmp_path.iterdir()] == ["a.checkpoint"]
+
+
+def test_a_new_network_to_train_has_seen_no_image():
+    asked = tasks.Asked("classifier", Network(kind="resnet", width=4), Noise(), Adversary())
+    buffers = tasks.make(asked, data.load_bytes("digits", "train")).model.named_buffers()
+    seen = [count.item() for name, count in buffers if name.endswith("num_batches_tracked")]
+    assert seen == [0] * len(seen) != []

@@ -118,9 +118,7 @@ METHODS = {
         ("t_star", "steps", "dt", "rounds", "likeness", "strength"),
     ),
     "gnsp": Named("eight rounds of ever more noise; use with a majority of 10 (Lee and Kim 2023)", _gnsp, ("steps",)),
-    "adbm": Named(
-        "five DDIM steps, for a denoiser of `lustral train adbm` (Li et al. 2025)", _adbm, ("t_star", "steps")
-    ),
+    "adbm": Named("five DDIM steps, for a denoiser that ADBM trained (Li et al. 2025)", _adbm, ("t_star", "steps")),
     "agdm": Named(
         "DiffPure guided by a robust classifier; a reconstruction, as no code is public (Lin et al.)",
         _agdm,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +106,7 @@ def _network(asked: Asked, kind: str, train_set: Data, spread: float) -> tuple[d
         model = weights.build(architecture)
         if isinstance(model, WhitenedResNet):
             model.fit(as_floats(train_set.x[spread_rows(len(train_set.x), 5000)]))
-        _try(model, kind, train_set)
+        _try(deepcopy(model), kind, train_set)  # its running statistics begin with the training
     except (ValueError, ArithmeticError) as e:
         raise UserError(
             f"This network does not work on these images: {e}; choose another width, or more images."
