@@ -80,6 +80,10 @@ class Defence(nn.Module):
         )
         return self.vote.merge(out.unflatten(0, (len(x), n)))
 
+    def label(self, merged: Tensor) -> Tensor:
+        """What merged logits [b, classes] decide, [b] (-1: abstained)."""
+        return self.vote.label(merged)
+
     @torch.no_grad()
     def decide(self, x: Tensor, rng: Rng | Key | int | None = None) -> Verdict:
         """The verdict on images x, with every draw's logits [b, draws, classes]."""
@@ -87,7 +91,7 @@ class Defence(nn.Module):
         rng = as_rng(rng, len(check.images(x)))
         draws = self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n)).unflatten(0, (len(x), n))
         merged = self.vote.merge(draws)
-        return Verdict(self.vote.label(merged), merged, draws)
+        return Verdict(self.label(merged), merged, draws)
 
     def bind(self, rng: Rng | Key | int) -> "Bound":
         """The deterministic module whose noise is ``rng`` at every call (a deterministic white box for any attack)."""

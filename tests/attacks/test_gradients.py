@@ -11,7 +11,7 @@ from lustral.core.adjoint import Direct, Skip, Surrogate
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify
 from lustral.core.noise import Key, Rng
-from lustral.core.vote import MeanLogits
+from lustral.core.vote import Abstain, MeanLogits, Single
 from lustral.defence import Defence
 from lustral.evaluate.judge import judge
 from lustral.purifiers.presets import diffpure
@@ -36,7 +36,15 @@ def victim(**options) -> Defence:
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_decision_without_numbers_is_wrong_whatever_the_label(label):
     logits = torch.tensor([[torch.nan, 0.0], [torch.nan, torch.nan], [3.0, 1.0]])
-    assert mistaken(logits, torch.full((3,), label)).tolist() == [True, True, label == 1]
+    assert mistaken(victim(), logits, torch.full((3,), label)).tolist() == [True, True, label == 1]
+
+
+def test_a_decision_that_is_not_taken_is_wrong():
+    abstaining = Defence(classifier, purifier(), Abstain(Single(), 0.9))
+    x = images(4)
+    assert abstaining.decide(x, KEY).label.tolist() == [-1] * 4
+    for one in (abstaining, KnownNoise(abstaining, KEY)):
+        assert exact(2)(one, x, Y, cross_entropy, KEY.rng(4)).wrong.tolist() == [1.0] * 4
 
 
 def gradient_of(model, x: Tensor) -> Tensor:

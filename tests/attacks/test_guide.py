@@ -15,7 +15,7 @@ from lustral.defence import Defence
 from lustral.denoisers.base import Meter
 from lustral.evaluate import suites
 from lustral.evaluate.protocol import System
-from lustral.purifiers.compose import chain
+from lustral.purifiers.compose import Pinned, chain, from_function, when
 from lustral.purifiers.presets import agdm, diffpure, gdmp
 
 KEY, THREAT = Key(3), Linf(0.1)
@@ -29,6 +29,9 @@ def test_a_guide_is_found_wherever_it_guides_and_once():
     for other, count in ((net, 1), (Smooth(), 2)):
         both = chain(*(agdm(denoiser, guide, steps=2).stages[0] for guide in (net, other)))
         assert len(guides(both)) == count
+    alone = agdm(denoiser, net, steps=2)
+    for wrapped in (Pinned(alone, KEY), chain(alone, from_function(torch.sqrt)), when(lambda x: x > 0, alone)):
+        assert len(guides(wrapped)) == 1
     for plain in (None, diffpure(denoiser, steps=2), gdmp(denoiser, steps=2)):
         assert guides(plain) == ()
 

@@ -188,6 +188,13 @@ def test_no_restart_at_all_is_refused():
         Restarts(Script([], []), 0)
 
 
+@pytest.mark.parametrize("make", [PGD, APGD])
+def test_images_that_want_a_gradient_get_candidates_without_a_graph(make):
+    x, y = torch.full((2, 1, 2, 2), 0.5, requires_grad=True), torch.zeros(2, dtype=torch.long)
+    found = make(Linf(0.2), exact(), steps=3).run(Cracked(torch.ones(1, 2, 2)), x, y, Key(0).rng(2))
+    assert not found.x.requires_grad
+
+
 @dataclass
 class Cracked:
     """A victim whose gradient is NaN for the second image."""

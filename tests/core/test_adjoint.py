@@ -11,12 +11,15 @@ from torch import Tensor
 from components import PURIFIERS, Counted, gaussian_mixture, images
 from lustral.core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
 from lustral.core.kernel import purify
+from lustral.core.lanes import Lanes
 from lustral.core.noise import Key, Rng
 from lustral.denoisers.base import Denoiser
 from lustral.denoisers.ideal import GaussianMixture
 from lustral.purifiers.adaptive import Adaptive, UnitField
+from lustral.purifiers.compose import chain, from_function
 from lustral.purifiers.diffusion import Diffusion
-from lustral.purifiers.presets import diffpure
+from lustral.purifiers.presets import diffpure, ssni
+from lustral.purifiers.sample_specific import Reference
 from lustral.samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin
 from lustral.schedules import VP, DiscreteVP
 
@@ -233,6 +236,26 @@ def test_a_budget_in_between_saves_as_many_recomputations_as_graphs_fit(net):
     graph = sum(size for place, size in sizes.items() if place not in weights)
     backward = [calls(net, budget=int(graph * (k + 0.5)))[1] for k in range(8)]
     assert backward == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("first", [from_function(torch.sin), diffpure(gaussian_mixture(), steps=1)])
+def test_a_small_step_does_not_stand_for_large_ones(net, first):
+    """Going over from one stage of a chain to the next makes no graph to speak of."""
+    counted = Counted(net)
+    made = chain(first, diffpure(counted, steps=8))
+    out = purify(made, images(5).requires_grad_(), KEY, adjoint=Checkpointed(10_000))
+    assert len(counted.rows) == 8
+    out.sum().backward()
+    assert len(counted.rows) == 16
+
+
+def test_weights_that_want_gradients_cost_no_graph(net, x):
+    net.requires_grad_()
+    made = diffpure(net, steps=3)
+    assert not purify(made, x, KEY).requires_grad
+    assert not purify(ssni(made, Reference(1.0, 1.0, 0.5, 1.5, 9)), x, KEY, adjoint=Lanes(1)).requires_grad
+    for adjoint in (Direct(), Lanes(1, Direct())):
+        assert purify(made, x, KEY, adjoint=adjoint).requires_grad
 
 
 def test_without_a_gradient_nothing_is_computed_twice(net, x):

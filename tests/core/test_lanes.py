@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from components import PURIFIERS, Counted, gaussian_mixture, images, net_denoiser, sample_specific
+from lustral.attacks.deviated import Deviated
 from lustral.attacks.gradients import exact
 from lustral.attacks.losses import cross_entropy
 from lustral.core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
@@ -135,8 +136,9 @@ def test_parts_share_the_budget_for_graphs():
             return super().__call__(purifier, x, rng)
 
     x = images(10).requires_grad_()
-    purify(diffpure(net_denoiser(), 0.1, DDIM(steps=2)), x, KEY.rng(10), adjoint=Lanes(4, Watched(budget=300)))
-    assert kept == [100, 100, 100]
+    for adjoint in (Watched(budget=300), Deviated(1.0, Watched(budget=300))):
+        purify(diffpure(net_denoiser(), 0.1, DDIM(steps=2)), x, KEY.rng(10), adjoint=Lanes(4, adjoint))
+    assert kept == [100] * 6
 
 
 def test_an_image_too_large_for_the_memory_is_said_to_be():

@@ -135,7 +135,7 @@ def test_l2_projection_is_nearest_where_the_range_does_not_bind():
 def test_a_step_has_the_stated_length_and_climbs(threat):
     x = images(4, SHAPE)
     grad = Key(32).rng(4).normal(x)
-    for scale in (1e-6, 1.0, 1e6):
+    for scale in (1e-30, 1e-6, 1.0, 1e6):
         step = threat.ascend(x, scale * grad, 0.02) - x
         assert torch.allclose(length(step, threat), torch.tensor(0.02), rtol=1e-4)
         assert ((step * grad).flatten(1).sum(dim=1) > 0).all()

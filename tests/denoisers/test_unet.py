@@ -68,6 +68,10 @@ def test_a_unet_that_attends_is_normalised():
         UNet(attention=(1,), normalised=False)
 
 
+def test_attention_takes_any_width():
+    assert UNet(width=56, mult=(1, 2), attention=(0, 1))(torch.zeros(1, 3, 8, 8), torch.zeros(1)).shape == (1, 3, 8, 8)
+
+
 def test_attention_joins_distant_pixels():
     """Far corners see each other through attention, and not through one level of 3×3 convolutions."""
     influence = {}

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -233,6 +233,52 @@ def test_the_digest_changes_with_what_a_network_holds_beside_its_weights(net):
     before = digest(changing)
     changing.sigma_data = 0.25
     assert digest(changing) != before
+
+
+class Held(nn.Module):
+    """A network that holds a value as an attribute, or as a buffer that is not saved."""
+
+    def __init__(self, value: object, buffer: bool = False):
+        super().__init__()
+        if buffer:
+            self.register_buffer("value", value, persistent=False)
+        else:
+            self.value = value
+
+
+def scaled(factor: float) -> Callable:
+    def scale(x: torch.Tensor, *, by: float = factor) -> torch.Tensor:
+        return by * x
+
+    return scale
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "buffer"),
+    [
+        (torch.ones(2), torch.zeros(2), True),
+        (torch.ones(2), torch.zeros(2), False),
+        (torch.relu, torch.tanh, False),
+        (scaled(1.0), scaled(2.0), False),
+        ({"gain": 1.0}, {"gain": 2.0}, False),
+    ],
+    ids=["unsaved buffer", "tensor", "library function", "own function", "mapping"],
+)
+def test_the_digest_changes_with_all_that_a_module_holds(one, other, buffer):
+    assert digest(Held(one, buffer)) == digest(Held(one, buffer)) != digest(Held(other, buffer))
+
+
+def test_the_digest_sees_weights_that_changed_behind_autograds_back(net):
+    net = copy.deepcopy(net)
+    before = digest(net)
+    next(net.parameters()).data.add_(1)
+    assert digest(net) != before
+
+
+def test_a_module_that_refers_to_itself_has_a_digest():
+    knot = Held(None)
+    knot.value = knot.forward
+    assert digest(knot) == digest(knot)
 
 
 def test_runtime_fields_do_not_change_the_digest(net):

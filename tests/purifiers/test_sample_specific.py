@@ -286,6 +286,21 @@ def test_rounds_ask_about_the_input_and_not_about_their_own_stages():
     assert denoiser.rows == [5, 5]
 
 
+def test_denoisers_are_told_sigma_in_the_images_own_precision():
+    told = set()
+
+    class Strict:
+        sigma_min, sigma_max = 0.001, 1.0
+
+        def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+            told.add(sigma.dtype)
+            return 0.9 * x
+
+    made = ssni(diffpure(Strict(), steps=2), Reference(1.0, 1.0, 0.5, 1.5, 9))
+    assert purify(made, images(2).float(), Key(0)).dtype == torch.float32
+    assert told == {torch.float32}
+
+
 def test_ssni_needs_diffusions_and_a_law():
     reference = Reference(1.0, 1.0, 0.0, 2.0, 2)
     with pytest.raises(UserError, match="constant t_star"):

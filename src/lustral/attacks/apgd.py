@@ -40,6 +40,7 @@ class APGD:
     def looks(self) -> int:
         return self.steps + (self.select is None)
 
+    @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         best = Best(x0, self.patience)
         state = _State.start(self.threat.start(x0, rng.fold("start")), 2 * self.threat.eps)

@@ -54,7 +54,7 @@ class Targeted:
         """All classes but the true one, the likeliest first, [b, classes − 1]."""
         n = self.select.draws
         logits = victim.logits(x.repeat_interleave(n, dim=0), rng.repeat(n), self.select.adjoint)
-        mean = logits.view(len(x), n, -1).mean(dim=1)
+        mean = logits.unflatten(0, (len(x), n)).mean(dim=1)
         own = torch.nn.functional.one_hot(y, mean.shape[1]).bool()
         return mean.masked_fill(own, -torch.inf).argsort(dim=1, descending=True)[:, :-1]
 

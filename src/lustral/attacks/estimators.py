@@ -40,7 +40,7 @@ class SPSA:
         values = loss(logits, labels).view(len(x), n, 2)
         slopes = (values[..., 0] - values[..., 1]) / (2 * self.delta)
         grad = (slopes.view(len(x), n, *[1] * (x.dim() - 1)) * v.view(len(x), n, *x.shape[1:])).mean(dim=1)
-        wrong = mistaken(logits, labels).view(len(x), -1).float().mean(dim=1)
+        wrong = mistaken(victim, logits, labels).view(len(x), -1).float().mean(dim=1)
         return Look(grad, values.flatten(1).mean(dim=1), wrong)
 
 

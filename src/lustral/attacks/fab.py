@@ -40,6 +40,7 @@ class FAB:
     def looks(self) -> int:
         return self.steps
 
+    @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         best, x = Best(x0, self.patience), x0.clone()
         best.choose(best.open(), x0, self.select(victim, x0, y, toward, rng.fold("select")))

@@ -48,6 +48,9 @@ class KnownNoise:
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         return self.victim.logits(x, self.noise(rng), adjoint)
 
+    def label(self, logits: Tensor) -> Tensor:
+        return label(self.victim, logits)
+
 
 class Look(NamedTuple):
     """One look at a batch: gradient of the mean loss (None if not asked), mean loss [b], share of wrong draws [b]."""
@@ -63,13 +66,19 @@ def observe(
     """Losses [b, draws] of as many decisions on each image, and the share of them that is wrong [b]."""
     labels = y.repeat_interleave(draws, dim=0)
     logits = victim.logits(x.repeat_interleave(draws, dim=0), rng.repeat(draws), adjoint)
-    wrong = mistaken(logits, labels).view(len(x), draws).float().mean(dim=1)
+    wrong = mistaken(victim, logits, labels).view(len(x), draws).float().mean(dim=1)
     return loss(logits, labels).view(len(x), draws), wrong
 
 
-def mistaken(logits: Tensor, y: Tensor) -> Tensor:
-    """Which decisions [n] are wrong; as with the judge, logits with a NaN never are right."""
-    return (logits.detach().argmax(dim=1) != truth(y)) | logits.detach().isnan().any(dim=1)
+def label(victim: Victim, logits: Tensor) -> Tensor:
+    """The decisions [n] that logits mean, by the victim's own rule if it has one (-1: it abstains)."""
+    return victim.label(logits) if hasattr(victim, "label") else logits.argmax(dim=1)
+
+
+def mistaken(victim: Victim, logits: Tensor, y: Tensor) -> Tensor:
+    """Which decisions [n] are wrong; as with the judge, logits with a NaN and abstentions never are right."""
+    logits = logits.detach()
+    return (label(victim, logits) != truth(y)) | logits.isnan().any(dim=1)
 
 
 @dataclass(frozen=True)

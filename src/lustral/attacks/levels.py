@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..core.adjoint import Adjoint, Checkpointed
@@ -25,6 +26,7 @@ class Detached:
 
     inner: Statistic
 
+    @torch.no_grad()
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         return self.inner(x.detach(), rng)
 

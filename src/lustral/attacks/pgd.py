@@ -43,6 +43,7 @@ class PGD:
     def looks(self) -> int:
         return self.steps + (self.select is None)
 
+    @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         size = self.step_size or 2.5 * self.threat.eps / self.steps
         x = self.threat.start(x0, rng.fold("start")) if self.random_start else x0.clone()
@@ -84,6 +85,7 @@ class RandomSign:
         if self.looks < 1:
             raise UserError(f"The null control needs at least 1 look, not {self.looks}.")
 
+    @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
         for i in range(self.looks):

@@ -40,6 +40,7 @@ class Square:
     def looks(self) -> int:
         return self.queries
 
+    @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         best = Best(x0, self.patience)
         x, loss = x0.clone(), x0.new_full((len(x0),), -torch.inf)

@@ -77,6 +77,7 @@ class StAdv:
     def looks(self) -> int:
         return self.steps
 
+    @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         best = Best(x0, self.patience)
         flow = self.threat.eps * (2 * rng.fold("start").uniform(x0.new_empty(len(x0), *x0.shape[2:], 2)) - 1) / 4

@@ -4,8 +4,9 @@
 ``Skip`` (blind) and ``Surrogate`` are approximations that attacks use, under names that say so.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +44,8 @@ class Checkpointed:
     """Exact, with one state kept per step; the backward pass recomputes a step at a time from the same noise.
 
     Within ``budget`` bytes the graphs of the last steps are kept instead of recomputed: N forward calls, then N - K
-    recomputations and N backward ones. Bit-equal to ``Direct`` either way. Two steps are graphed to measure their size.
+    recomputations and N backward ones. Bit-equal to ``Direct`` either way. How many fit is guessed from the first two
+    steps; where later ones are larger (in a ``Chain``), the oldest are let go.
     """
 
     budget: int = field(default=0, metadata={"role": "runtime"})
@@ -55,9 +57,10 @@ class Checkpointed:
             return purifier.step(i, state, rng.fold("step", i))
 
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(state))):
-            for i in range(purifier.n_steps):
-                state = step(i, state)
-            return purifier.readout(state)
+            with torch.no_grad():  # weights may want gradients, which exist under Direct only
+                for i in range(purifier.n_steps):
+                    state = step(i, state)
+                return purifier.readout(state)
         run = _Run(step, purifier.n_steps, self.budget, state)
         out = _Unroll.apply(run, *_tensors(state))
         return purifier.readout(_rebuild(run.final, iter(out)))
@@ -112,35 +115,33 @@ class _Run:
     final: State = None
     inputs: list[State] = field(default_factory=list)
     graphs: dict[int, tuple[State, State]] = field(default_factory=dict)
+    sizes: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def forward(self, state: State) -> State:
-        measured: list[tuple[dict[int, int], tuple[State, State]]] = []
-        keep_from = self.n
+        shared, keep_from = frozenset(), self.n
         for i in range(self.n):
             self.inputs.append(state)
-            probe = self.budget > 0 and i < 2
-            if probe or i >= keep_from:
-                sizes, graph = _graph(self.step, i, state, measure=probe)
-                state = _map(Tensor.detach, graph[1])
-                if probe:
-                    measured.append((sizes, graph))
-                if i >= keep_from:
-                    self.graphs[i] = graph
-                if probe and i == min(1, self.n - 1):
-                    keep_from = max(0, self.n - self.budget // max(1, _new_bytes(measured)))
-                    self.graphs.update((j, g) for j, (_, g) in enumerate(measured) if j >= keep_from)
-                    measured.clear()
-            else:
+            if self.budget <= 0 or 2 <= i < keep_from:
                 state = self.step(i, state)
+                continue
+            self.sizes[i] = {}
+            with torch.autograd.graph.saved_tensors_hooks(partial(_note, self.sizes[i]), lambda t: t):
+                self.graphs[i] = _graph(self.step, i, state)
+            state = _map(Tensor.detach, self.graphs[i][1])
+            if i == 1:
+                shared = self.sizes[0].keys() & self.sizes[1].keys()  # weights
+                keep_from = self.n - self.budget // max(1, *(_bytes(self.sizes[j], shared) for j in (0, 1)))
+            while i and sum(_bytes(sizes, shared) for sizes in self.sizes.values()) > self.budget:
+                oldest = min(self.graphs)
+                del self.graphs[oldest], self.sizes[oldest]
         return state
 
     def backward(self, grads: list[Tensor | None]) -> list[Tensor | None]:
         for i in reversed(range(self.n)):
-            state = self.inputs[i]
             kept = self.graphs.pop(i, None)
             if kept is None:
                 with replaying():
-                    kept = _graph(self.step, i, state, measure=False)[1]
+                    kept = _graph(self.step, i, self.inputs[i])
             grads = _pull_back(*kept, grads)
         return grads
 
@@ -162,28 +163,23 @@ class _Unroll(torch.autograd.Function):
         return None, *ctx.run.backward(list(grads))
 
 
-def _graph(step: Step, i: int, state: State, measure: bool) -> tuple[dict[int, int], tuple[State, State]]:
-    """One step with its autograd graph: the bytes of each storage that it saved, and (input state, output state)."""
-    sizes: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return t.detach()  # a node that held its own output would hold itself, and the step's graph, for ever
-
+def _graph(step: Step, i: int, state: State) -> tuple[State, State]:
+    """One step with its autograd graph: (input state, output state)."""
     with torch.enable_grad():
         source = _map(lambda t: t.detach().requires_grad_(t.is_floating_point()), state)
-        if measure:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                return sizes, (source, step(i, source))
-        return sizes, (source, step(i, source))
+        return source, step(i, source)
 
 
-def _new_bytes(measured: list) -> int:
-    """Bytes that one more step graph costs: what the last one saved and the one before did not (weights are shared)."""
-    *before, (last, _) = measured
-    shared = before[0][0] if before else {}
-    return sum(size for place, size in last.items() if place not in shared)
+def _note(sizes: dict[int, int], t: Tensor) -> Tensor:
+    """Notes the bytes of the storage of a tensor that a graph saves."""
+    storage = t.untyped_storage()
+    sizes[storage.data_ptr()] = storage.nbytes()
+    return t.detach()  # a node that held its own output would hold itself, and the step's graph, for ever
+
+
+def _bytes(sizes: dict[int, int], shared: Container[int]) -> int:
+    """Bytes that a step's graph takes, but for what it shares with others."""
+    return sum(size for place, size in sizes.items() if place not in shared)
 
 
 def _pull_back(source: State, result: State, grads: list[Tensor | None]) -> list[Tensor | None]:

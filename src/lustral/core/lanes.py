@@ -46,10 +46,9 @@ class Lanes:
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         plain = isinstance(self.inner, Direct | Checkpointed) and not (torch.is_grad_enabled() and x.requires_grad)
         if plain and len(x) > 1 and isinstance(purifier, Foreseeing):
-            return self._sorted(purifier, x, rng)
-        inner, parts = self.inner, -(-len(x) // self.width)
-        if isinstance(inner, Checkpointed) and parts > 1:
-            inner = replace(inner, budget=inner.budget // parts)  # the parts' graphs live together
+            with torch.set_grad_enabled(torch.is_grad_enabled() and isinstance(self.inner, Direct)):
+                return self._sorted(purifier, x, rng)
+        inner = shared(self.inner, max(1, -(-len(x) // self.width)))
         return gather(in_parts(lambda part: inner(purifier, x[part], rng[part]), torch.arange(len(x)), self.width))
 
     def _sorted(self, purifier: Foreseeing, x: Tensor, rng: Rng) -> Tensor:
@@ -66,6 +65,14 @@ class Lanes:
             return purifier.readout(own)
 
         return gather(in_parts(finish, order, self.width))
+
+
+def shared(adjoint: Adjoint, parts: int) -> Adjoint:
+    """An adjoint, or the one around which it is, with a part of its memory budget: the parts' graphs live together."""
+    if isinstance(adjoint, Checkpointed):
+        return replace(adjoint, budget=adjoint.budget // parts)
+    inner = getattr(adjoint, "adjoint", None)
+    return adjoint if inner is None else replace(adjoint, adjoint=shared(inner, parts))
 
 
 def in_parts(job: Callable[[Tensor], T], rows: Tensor, width: int) -> list[tuple[Tensor, T]]:

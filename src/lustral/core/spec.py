@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import sys
-import weakref
 from collections.abc import Mapping
 from functools import partial
 from inspect import isfunction, ismethod, ismodule
@@ -27,7 +26,6 @@ from torch import Tensor, nn
 PRINTED = (bytes, range, slice, complex, torch.dtype, torch.device)
 """Values that are what they print; so are paths, which ``core`` need not know."""
 ROLES = ("identity", "weights", "runtime")
-_weights: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple, str]]" = weakref.WeakKeyDictionary()
 
 
 def role(field: dataclasses.Field) -> str:
@@ -68,7 +66,8 @@ def spec(obj: Any, seen: set[int] | None = None) -> Any:
         fields = {f.name: spec(getattr(obj, f.name), seen) for f in dataclasses.fields(obj) if role(f) != "runtime"}
         return {"type": _name(type(obj)), **fields}
     if isinstance(obj, nn.Module):
-        return {"type": _name(type(obj)), "sha256": weights_sha256(obj)}
+        made = {"type": _name(type(obj))}
+        return made if id(obj) in seen else made | {"sha256": _module_sha256(obj, seen)}
     if isinstance(obj, partial):
         given = spec([*obj.args, obj.keywords], seen)
         return {"type": "functools.partial", "function": spec(obj.func, seen), "given": given}
@@ -90,7 +89,8 @@ def _function(function: FunctionType, seen: set[int]) -> dict:
         return made
     seen.add(id(function))
     cells = [spec(cell.cell_contents, seen) for cell in function.__closure__ or ()]
-    made |= {"code": _code(function.__code__), "given": [*cells, spec(function.__defaults__, seen)]}
+    defaults = spec([function.__defaults__, function.__kwdefaults__], seen)
+    made |= {"code": _code(function.__code__), "given": [*cells, *defaults]}
     known = function.__globals__
     names = sorted(_names(function.__code__) & known.keys()) if own else []
     return made | ({"globals": {name: spec(known[name], seen) for name in names}} if names else {})
@@ -142,17 +142,16 @@ def digest(obj: Any) -> str:
     return hashlib.sha256(canonical(obj).encode()).hexdigest()[:32]
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """The hash of a module's structure (its printed form), plain attributes, parameters and buffers, by name."""
-    state = module.state_dict()
-    text = repr(module) + canonical(_settings(module))
-    versions = text, tuple((t.data_ptr(), t._version) for t in state.values())
-    cached = _weights.get(module)
-    if cached is None or cached[0] != versions:
-        text += "".join(f"{name}:{tuple(t.shape)};" for name, t in state.items())
-        cached = versions, hashlib.sha256((text + _sha256(state.values())).encode()).hexdigest()
-        _weights[module] = cached
-    return cached[1]
+def _module_sha256(module: nn.Module, seen: set[int]) -> str:
+    """The hash of a module's structure (its printed form), attributes, parameters and buffers, by name.
+
+    A part that refers to the module itself does not describe it again.
+    """
+    settings = spec(_settings(module), seen | {id(module)})
+    tensors = module.state_dict() | dict(module.named_buffers())  # which has those that are not saved too
+    text = repr(module) + json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    text += "".join(f"{name}:{tuple(t.shape)};" for name, t in tensors.items())
+    return hashlib.sha256((text + _sha256(tensors.values())).encode()).hexdigest()
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
@@ -170,13 +169,12 @@ RUNTIME = ("training", "lanes")
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """The numbers, texts and dataclasses that a module and its parts hold as attributes; torch's own print theirs."""
+    """What a module and its parts hold as attributes, but for None; torch's own print theirs."""
     found = {}
     for place, part in module.named_modules():
         if not type(part).__module__.startswith("torch.nn."):
             for name, value in vars(part).items():
-                plain = isinstance(value, bool | int | float | str | tuple | list) or dataclasses.is_dataclass(value)
-                if plain and name not in RUNTIME and not name.startswith("_"):
+                if not (value is None or name in RUNTIME or name.startswith("_")):
                     found[f"{place}.{name}"] = value
     return found
 

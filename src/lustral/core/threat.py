@@ -76,11 +76,12 @@ class L2:
     def start(self, x0: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball: a Gaussian direction and a radius eps·u^(1/d)."""
         z = rng.normal(x0)
-        d = x0[0].numel()
+        d = x0.shape[1:].numel()
         radius = rng.uniform(x0[:, :1, :1, :1]) ** (1 / d)
         return self.project(x0 + self.eps * radius * z / _norm(z, 2).clamp_min(1e-12), x0)
 
     def ascend(self, x: Tensor, grad: Tensor, size: float) -> Tensor:
+        grad = grad / _norm(grad, math.inf).clamp_min(torch.finfo(grad.dtype).tiny)  # squares of 1e-20 vanish
         return x + size * grad / _norm(grad, 2).clamp_min(1e-12)
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class L1:
         free = ((grad > 0) & (x < 1)) | ((grad < 0) & (x > 0))
         flat = (grad.abs() * free).flatten(1)
         k = max(1, math.ceil(self.share * flat.shape[1]))
-        top = flat >= flat.topk(k, dim=1).values[:, -1:].clamp_min(1e-30)
+        top = flat >= flat.topk(k, dim=1).values[:, -1:].clamp_min(torch.finfo(flat.dtype).tiny)
         step = (top * grad.flatten(1).sign()).view_as(x)
         return x + size * step / _norm(step, 1).clamp_min(1.0)
 

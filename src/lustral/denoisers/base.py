@@ -35,12 +35,12 @@ def column(values: Tensor, like: Tensor) -> Tensor:
 
 def noise(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     """The noise estimate (x − D)/sigma."""
-    return (x - denoiser(x, sigma)) / column(sigma, x)
+    return (x - denoiser(x, sigma.to(x))) / column(sigma, x)
 
 
 def score(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     """The score ∇ log p_sigma(x) = (D − x)/sigma² (Tweedie)."""
-    return (denoiser(x, sigma) - x) / column(sigma, x) ** 2
+    return (denoiser(x, sigma.to(x)) - x) / column(sigma, x) ** 2
 
 
 def eps_network(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, Tensor], Tensor]:

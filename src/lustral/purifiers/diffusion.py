@@ -152,7 +152,7 @@ class Diffusion:
 
     def _advance(self, row: Row, sigma: Tensor, state: TableState, rng: Rng) -> TableState:
         y, register = state.y, state.register
-        d = self.denoiser(y, sigma)
+        d = self.denoiser(y, sigma.to(y))
         if self.guidance is not None:
             d = d + column(sigma, y) ** 2 * self.guidance(y, sigma, state.guide, rng.fold("guide"))
         out = row.a * y + row.b * d

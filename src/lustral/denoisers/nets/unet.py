@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head: int = 32):
         super().__init__()
-        self.heads = max(1, channels // head)
+        self.heads = next(n for n in range(max(1, channels // head), 0, -1) if channels % n == 0)
         self.norm, self.qkv = GroupNorm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
