@@ -97,7 +97,8 @@ def page(folder: Path, name: str, config_file: Path) -> str:
         lines.append([*cells, f"{said[row['stage']]:.2f}" if row["stage"] in said else "—"])
     title = config_file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
     sheet = tables.table([*head, "published"], lines)
-    return "\n\n".join([f"## {title}", sheet, "\n".join(sources), tables.findings(found)])
+    parts = [f"## {title}", sheet, "\n".join(sources), tables.findings(found)]
+    return "\n\n".join(filter(None, parts))
 
 
 def corruptions(folder: Path, names: Iterable[str]) -> str:
