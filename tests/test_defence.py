@@ -200,3 +200,8 @@ def test_a_bad_classifier_or_purifier_is_an_error(classifier):
         Defence(classifier, squash)
     with pytest.raises(UserError, match="str is no purifier"):
         defend(classifier, "diffpure")
+
+
+def test_no_verdict_without_numbers(x):
+    broken = Defence(lambda x: x.flatten(1)[:, :3] * torch.nan)
+    assert broken.decide(x, 0).label.tolist() == [-1] * len(x)

@@ -12,7 +12,7 @@ from .core.errors import UserError
 from .core.lanes import Lanes, gather, in_parts
 from .core.noise import Key, Rng, as_rng
 from .core.purifier import Purifier
-from .core.vote import Single, Vote
+from .core.vote import ABSTAIN, Single, Vote
 
 Classifier = Callable[[Tensor], Tensor]
 
@@ -81,8 +81,8 @@ class Defence(nn.Module):
         return self.vote.merge(out.unflatten(0, (len(x), n)))
 
     def label(self, merged: Tensor) -> Tensor:
-        """What merged logits [b, classes] decide, [b] (-1: abstained)."""
-        return self.vote.label(merged)
+        """What merged logits [b, classes] decide, [b] (-1: abstained, as always where one is NaN)."""
+        return torch.where(merged.isnan().any(dim=1), ABSTAIN, self.vote.label(merged))
 
     @torch.no_grad()
     def decide(self, x: Tensor, rng: Rng | Key | int | None = None) -> Verdict:

@@ -9,7 +9,8 @@ from lustral.core.kernel import purify, trace
 from lustral.core.noise import Key, Rng
 from lustral.purifiers.compose import Chain, FieldNorm, chain, from_function, repeat, when
 from lustral.purifiers.diffusion import Diffusion
-from lustral.purifiers.presets import diffpure
+from lustral.purifiers.presets import adp, diffpure, gdmp, gnsp, ssni
+from lustral.purifiers.sample_specific import Reference
 from lustral.samplers import DDIM, ODE, SDE, Heun, Langevin
 from lustral.schedules import EDM, VP, DiscreteVP
 
@@ -23,6 +24,17 @@ def rng(x: Tensor, *path: str | int) -> Rng:
 def test_a_function_is_applied_as_often_as_asked(x):
     assert torch.equal(purify(from_function(squash), x, KEY), squash(x))
     assert torch.equal(purify(from_function(squash, steps=3), x, KEY), squash(squash(squash(x))))
+
+
+def sample_specific(denoiser):
+    return ssni(diffpure(denoiser), Reference(1.0, 1.0, 0.5, 1.5, 9))
+
+
+@pytest.mark.parametrize("make", [diffpure, adp, gdmp, gnsp, sample_specific])
+def test_any_function_of_images_and_sigma_is_a_denoiser(make, x):
+    found = purify(make(lambda x, sigma: 0.9 * x), x, KEY)
+    assert found.shape == x.shape
+    assert found.isfinite().all()
 
 
 def test_a_function_of_images_and_rng_gets_noise_of_its_own_at_every_step(x):

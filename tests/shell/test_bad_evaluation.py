@@ -38,7 +38,7 @@ CASES: Cases = {
     "evaluate: a stage twice": (lambda: evaluate("--stages=[clean,clean]"), ["names of their own"]),
     "evaluate: no stage": (lambda: evaluate("--stages=[]"), ["at least one stage"]),
     "evaluate: negative eps": (lambda: evaluate("--threat.eps=-0.1"), ["eps", "[0, 1]", "-0.1"]),
-    "evaluate: eps of 8 grey levels": (lambda: evaluate("--threat.eps=8"), ["eps", "eps=8/255"]),
+    "evaluate: eps of 8 grey levels": (lambda: evaluate("--threat.eps=8"), ["eps", "8/255 is 0.031373"]),
     "evaluate: eps NaN": (lambda: evaluate("--threat.eps=nan"), ["threat.eps", "nan"]),
     "evaluate: no search steps": (lambda: evaluate("--search.steps=0"), ["steps ≥ 1"]),
     "evaluate: no EOT": (lambda: evaluate("--search.eot=0"), ["EOT", "at least 1 draw"]),

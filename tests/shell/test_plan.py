@@ -120,6 +120,18 @@ def test_verify_notices_a_ledger_that_was_changed(run, lustral, capfd, change, w
     assert words in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("part", ["rows", "withheld", "findings"])
+def test_verify_notices_results_that_the_ledger_does_not_give(run, lustral, capfd, part):
+    said = json.loads((run / "results.json").read_text())
+    if part == "rows":
+        said["rows"][0]["accuracy"] = 0.97
+    else:
+        said[part] = {"diffpure": []}
+    (run / "results.json").write_text(json.dumps(said))
+    assert lustral("verify", str(run)) == 2
+    assert "does not say what its ledger does" in capfd.readouterr().err
+
+
 def test_verify_refuses_what_it_cannot_repeat(run, lustral, capfd):
     stored = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(stored | {"seed": 7}))

@@ -31,7 +31,7 @@ class Threat(Protocol):
 
 def _check_eps(eps: float, largest: float, name: str) -> None:
     if not (math.isfinite(eps) and 0 <= eps <= largest):
-        hint = f"; for pixels in 0..255 write eps={eps:g}/255" if 1 < eps <= 255 and largest == 1.0 else ""
+        hint = f"; {eps:g}/255 is {eps / 255:.6f}" if 1 < eps <= 255 and largest == 1.0 else ""
         raise UserError(f"{name} eps must lie in [0, {largest:g}] in units of images in [0, 1], not {eps}{hint}.")
 
 

@@ -5,6 +5,7 @@ which lives here and in ``preconditioning.py``: noise ε = (x − D)/sigma, scor
 [-1, 1] scale of a schedule, ε and v predictions of x_t = s(t)·(2x − 1).
 """
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +21,17 @@ from ..schedules import Schedule
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """D(x, sigma) for images x [b, c, h, w] and sigma [b]; good for sigma in [sigma_min, sigma_max]."""
+    """D(x, sigma) for images x [b, c, h, w] and sigma [b]; good for sigma in [sigma_min, sigma_max], if it says so."""
 
     sigma_min: float
     sigma_max: float
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+def reach(denoiser: Callable) -> tuple[float, float]:
+    """The smallest and the largest sigma that a denoiser is good for; all, where it does not say."""
+    return getattr(denoiser, "sigma_min", 0.0), getattr(denoiser, "sigma_max", math.inf)
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
@@ -74,11 +80,11 @@ class Wrapper:
 
     @property
     def sigma_min(self) -> float:
-        return self.inner.sigma_min
+        return reach(self.inner)[0]
 
     @property
     def sigma_max(self) -> float:
-        return self.inner.sigma_max
+        return reach(self.inner)[1]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Rng
-from ..denoisers.base import Denoiser, column
+from ..denoisers.base import Denoiser, column, reach
 
 Field = Callable[[Tensor], Tensor]
 
@@ -35,7 +35,7 @@ class UnitField:
     sigma: float = 0.25
 
     def __post_init__(self) -> None:
-        most = self.denoiser.sigma_max
+        most = reach(self.denoiser)[1]
         if self.sigma > most * (1 + 1e-6):
             raise UserError(f"ADP's field is asked at sigma={self.sigma:g}, beyond the {most:.3g} of this denoiser.")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Rng
-from ..denoisers.base import Denoiser, column
+from ..denoisers.base import Denoiser, column, reach
 from ..samplers import Sampler, Table
 from ..schedules import Schedule
 
@@ -84,9 +84,9 @@ class Diffusion:
         level = getattr(self.sampler, "level", None)  # where it asks the network, t_star being how long it goes on
         name, top = ("t_star", top) if level is None else ("level", level)
         sigma = float(self.schedule.sigma(torch.tensor(float(top), dtype=torch.float64)))
-        if sigma > self.denoiser.sigma_max * (1 + 1e-6):
+        if sigma > reach(self.denoiser)[1] * (1 + 1e-6):
             raise UserError(
-                f"{name}={top:g} means noise sigma={sigma:.3g}, beyond the {self.denoiser.sigma_max:.3g} that this "
+                f"{name}={top:g} means noise sigma={sigma:.3g}, beyond the {reach(self.denoiser)[1]:.3g} that this "
                 f"denoiser knows; choose a smaller {name}."
             )
 

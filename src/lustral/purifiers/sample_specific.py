@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import UserError, unknown
 from ..core.noise import Rng, replaying
-from ..denoisers.base import Denoiser, column, noise
+from ..denoisers.base import Denoiser, column, noise, reach
 from ..schedules import VP, Schedule
 
 
@@ -36,9 +36,9 @@ class ScoreNorm:
         if not self.times or not all(0 < t <= self.schedule.t_max for t in self.times):
             raise UserError(f"A score norm needs times in (0, {self.schedule.t_max:g}].")
         lowest = float(self.schedule.sigma(torch.tensor(min(self.times), dtype=torch.float64)))
-        if lowest < self.denoiser.sigma_min * (1 - 1e-6):
+        if lowest < reach(self.denoiser)[0] * (1 - 1e-6):
             raise UserError(
-                f"Time {min(self.times):g} means noise sigma={lowest:.3g}, below the {self.denoiser.sigma_min:.3g} "
+                f"Time {min(self.times):g} means noise sigma={lowest:.3g}, below the {reach(self.denoiser)[0]:.3g} "
                 "that this denoiser knows; leave the smallest times out."
             )
 
@@ -168,5 +168,5 @@ def score_norm(denoiser: Denoiser, kind: str = "eps") -> ScoreNorm:
     process, times = VP(), tuple(i / 1000 for i in range(1, 21))
     if kind == "single":
         return ScoreNorm(denoiser, process, times[-1:], noisy=False)
-    least = float(process.time(torch.tensor(denoiser.sigma_min, dtype=torch.float64)))
+    least = float(process.time(torch.tensor(reach(denoiser)[0], dtype=torch.float64)))
     return ScoreNorm(denoiser, process, tuple(t for t in times if t >= least * (1 - 1e-6)))

@@ -33,18 +33,18 @@ def hold_back(found: dict, allow_red: bool) -> dict:
 
 def publish(folder: Path, found: dict, images: dict[str, np.ndarray]) -> None:
     """Writes results.json, pictures.npz and report.html."""
-    write_text(folder / "results.json", json.dumps(_finite(found), indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "results.json", json.dumps(finite(found), indent=1, ensure_ascii=False) + "\n")
     with replacing(folder / "pictures.npz") as scratch:
         np.savez_compressed(scratch, **images)
     write_text(folder / "report.html", render(found, images))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with null for numbers that JSON does not have: NaN and the infinities."""
     if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
+        return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

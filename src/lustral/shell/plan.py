@@ -57,12 +57,20 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     return Plan(options, jobs, systems, data, threat, Key(options.seed), source.classes)
 
 
+def called(name: object) -> str:
+    """A system's name, which must be a text."""
+    if not isinstance(name, str):
+        raise UserError(f"A system's name is a text, not the {type(name).__name__} {name}; put it in quotes.")
+    return name
+
+
 def _named(options: Evaluation) -> Iterator[tuple[str, Purification, Classification]]:
     """Every system's name and parts, those of the whole evaluation where its entry has none."""
     if not options.systems:
         method = options.purification.method
         yield method if method != "none" else "undefended", options.purification, options.classification
     for name, entry in (options.systems or {}).items():
+        called(name)
         yield name, entry.purification or options.purification, entry.classification or options.classification
 
 
@@ -132,34 +140,39 @@ def check_complete(plan: Plan, out: Path) -> None:
                 )
 
 
+def fold(plan: Plan, ledger: Ledger, command: str, stopped: bool) -> dict:
+    """What a run's ledger says, before anything is held back."""
+    options = plan.options
+    found = results.results(
+        ledger,
+        plan.jobs,
+        order=plan.data.ids.tolist(),
+        stopped=stopped,
+        title=f"{', '.join(system.name for system in plan.systems)} on {_images(options)}",
+        command=command,
+        suite=options.suite and suites.title(options.suite),
+        seed=options.seed,
+        precision=options.precision,
+        data={
+            "name": _images(options),
+            "split": options.split,
+            "images": max(len(ledger.done(job.system.name, job.stage.name)) for job in plan.jobs),
+            "sha256": ledger.spec()["data"]["x"]["sha256"],
+            "classes": list(plan.classes),
+        },
+        threat={"norm": options.threat.norm, "eps": options.threat.eps, "why": ""},
+        about={name: in_words(how, judge) for name, how, judge in _named(options)},
+    )
+    return found | {"seconds": round(sum(row["seconds"] for row in found["rows"]), 1)}
+
+
 def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: bool = False) -> dict:
     """Folds the ledger of a run into its results, pictures and page.
 
     Where it may have ``stopped`` early, the worst case has the anytime-valid interval: Wilson's does not hold then.
     """
-    options = plan.options
     with Ledger(out / "ledger.sqlite") as ledger:
-        found = results.results(
-            ledger,
-            plan.jobs,
-            order=plan.data.ids.tolist(),
-            stopped=stopped,
-            title=f"{', '.join(system.name for system in plan.systems)} on {_images(options)}",
-            command=command,
-            suite=options.suite and suites.title(options.suite),
-            seed=options.seed,
-            precision=options.precision,
-            data={
-                "name": _images(options),
-                "split": options.split,
-                "images": max(len(ledger.done(job.system.name, job.stage.name)) for job in plan.jobs),
-                "sha256": ledger.spec()["data"]["x"]["sha256"],
-                "classes": list(plan.classes),
-            },
-            threat={"norm": options.threat.norm, "eps": options.threat.eps, "why": ""},
-            about={name: in_words(how, judge) for name, how, judge in _named(options)},
-        )
-        found["seconds"] = round(sum(row["seconds"] for row in found["rows"]), 1)
+        found = fold(plan, ledger, command, stopped)
         shown = views.pictures(ledger, plan.jobs, plan.data, plan.key)
     found = folder.hold_back(found, allow_red)
     folder.publish(out, found, shown)

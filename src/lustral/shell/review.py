@@ -4,6 +4,7 @@ import json
 import secrets
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -98,7 +99,7 @@ def _unlike(one: Job, other: Job) -> list[str]:
 
 
 def verify(place: Path, images: int, resources: Resources) -> str:
-    """Runs some images of a run again, all stages, and holds the result against its ledger."""
+    """Runs some images of a run again, all stages, and holds them against its ledger, and its results against that."""
     build.prepare(resources)
     planned = plan.load(place, resources)
     with Ledger(place / "ledger.sqlite") as ledger, tempfile.TemporaryDirectory() as scratch:
@@ -120,10 +121,24 @@ def verify(place: Path, images: int, resources: Resources) -> str:
                 raise UserError(f"{place} cannot be run again as it was; what differs is {'; '.join(lines[:3])}.")
             runner.execute(planned.jobs, planned.data, planned.key, again, resources, chosen)
             counts = [_same(job, ledger, again, chosen) for job in planned.jobs]
+        if (place / "results.json").exists():
+            _claimed(place, planned, ledger)
     draws, worst = sum(n for n, _ in counts), max(gap for _, gap in counts)
     how = "equal to the bit" if worst == 0 else f"equal within {worst:.1e}"
     names = ", ".join(map(str, sorted(chosen)))
     return f"Verified images {names}: candidates, looks and {draws:,} draws of {len(counts)} stages are {how}."
+
+
+def _claimed(place: Path, planned: plan.Plan, ledger: Ledger) -> None:
+    """Refuses results that are not what the ledger says; whether it stopped early is not kept, so both may be."""
+    said, _ = folder.read(place)
+    for stopped, allow_red in product((False, True), repeat=2):
+        found = folder.finite(folder.hold_back(plan.fold(planned, ledger, said["command"], stopped), allow_red))
+        if all(json.loads(json.dumps(found[part])) == said[part] for part in ("rows", "withheld", "findings")):
+            return
+    raise UserError(
+        f"{place / 'results.json'} does not say what its ledger does; `lustral evaluate` writes it anew, without a run."
+    )
 
 
 def _settled(job: Job, data: Data, ledger: Ledger) -> set[int]:

@@ -16,7 +16,7 @@ from .options import Solver, VoteName
 from .systems import METHODS
 
 # Wide enough for the table where the output is a pipe or a file.
-out = Console() if Console().is_terminal else Console(width=140)
+out = Console(markup=False) if Console().is_terminal else Console(width=140, markup=False)
 
 
 def table(found: dict) -> None:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 import lustral
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)
 
 
 def versions() -> dict[str, str]:
@@ -90,7 +90,7 @@ def progress() -> Progress | Log:
     if not console.is_terminal:
         return Log()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
