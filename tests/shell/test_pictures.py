@@ -103,6 +103,23 @@ def test_a_folder_goes_to_a_folder_of_the_same_shape_in_order(tmp_path):
     assert [str(b.relative_to(tmp_path)) for _, b in found] == ["out/a.NPY", "out/b/a.jpg", "out/b/c.png"]
 
 
+def test_no_output_takes_the_place_of_its_input(tmp_path):
+    image = tmp_path / "in" / "a.png"
+    image.parent.mkdir()
+    image.touch()
+    for source, target in ((image, image), (image, image.parent), (image.parent, image.parent)):
+        with pytest.raises(UserError, match="write over"):
+            list(pictures.pairs(source, target))
+    assert list(pictures.pairs(image.parent, tmp_path)) == [(image, tmp_path / "a.png")]
+
+
+def test_outputs_within_the_folder_are_no_inputs(tmp_path):
+    for name in ("a.png", "clean/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(pictures.pairs(tmp_path, tmp_path / "clean")) == [(tmp_path / "a.png", tmp_path / "clean" / "a.png")]
+
+
 def test_archives_are_told_by_what_they_are_in_any_case_of_the_suffix(tmp_path):
     with open(tmp_path / "a.NPZ", "wb") as f:
         np.savez(f, x=PIXELS[None], y=np.arange(1))

@@ -99,14 +99,21 @@ def _like(x: Tensor, original: np.ndarray) -> np.ndarray:
 
 
 def pairs(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """(input, output) paths: a file to a file or into a folder, a folder to a folder of the same shape."""
+    """(input, output) paths: a file to a file or into a folder, a folder to a folder of the same shape.
+
+    No output takes the place of its input, and outputs of an earlier call in a folder within are no inputs.
+    """
     found = files(source)
+    single = target / source.name if target.is_dir() and source.is_file() else target
+    if single.resolve() == source.resolve():
+        raise UserError(f"This would write over {source}; name another output.")
     if source.is_dir():
         if target.exists() and not target.is_dir():
             raise UserError(f"{source} is a folder, so {target} must be one too; it is a file.")
-        yield from ((path, target / path.relative_to(source)) for path in found)
+        within = source.resolve() in target.resolve().parents
+        own = [path for path in found if not (within and target.resolve() in path.resolve().parents)]
+        yield from ((path, target / path.relative_to(source)) for path in own)
         return
-    single = target / source.name if target.is_dir() else target
     if single.suffix.lower() != source.suffix.lower():
         raise UserError(
             f"Lustral writes the format that it reads: name the output {single.with_suffix(source.suffix).name}."
