@@ -1,7 +1,8 @@
 """What bfloat16 does to purified images: ``python -m benchmarks.precision [IMAGES]``.
 
 The first CIFAR-10 test images through the systems of the tables on the same noise, with denoisers in float32 and in
-bfloat16. ADP's computes in float32 whatever ``--precision`` says; here it is made to use bfloat16 too.
+bfloat16. ADP's computes in float32 whatever ``--precision`` says; here it is made to use bfloat16 too. The classifier
+judges in float32.
 """
 
 import sys
@@ -15,6 +16,7 @@ from benchmarks.cifar10 import CONFIGS
 from lustral.core.adjoint import Direct
 from lustral.core.lanes import Lanes
 from lustral.core.noise import Key
+from lustral.defence import Classifier
 from lustral.shell import config, device, systems, weights
 from lustral.shell.images import data
 from lustral.shell.options import Precision, Purification
@@ -31,7 +33,7 @@ def purified(how: Purification, x: Tensor, precision: Precision) -> Tensor:
     return Lanes(64, Direct())(purifier, x, Key(0).rng(len(x)))
 
 
-def row(name: str, how: Purification, images: data.Data, judge) -> list[str]:
+def row(name: str, how: Purification, images: data.Data, judge: Classifier) -> list[str]:
     """How far a system moves images, how far apart the two precisions leave them, and how many are recognised."""
     full, half = (purified(how, images.x, precision) for precision in ("float32", "bfloat16"))
     moved, apart = ((a - b).square().mean().sqrt().item() for a, b in ((full, images.x), (full, half)))

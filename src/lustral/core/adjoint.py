@@ -115,25 +115,27 @@ class _Run:
     final: State = None
     inputs: list[State] = field(default_factory=list)
     graphs: dict[int, tuple[State, State]] = field(default_factory=dict)
-    sizes: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def forward(self, state: State) -> State:
-        shared, keep_from = frozenset(), self.n
+        before, shared, sizes, keep_from = {}, frozenset(), {}, self.n
         for i in range(self.n):
             self.inputs.append(state)
             if self.budget <= 0 or 2 <= i < keep_from:
                 state = self.step(i, state)
                 continue
-            self.sizes[i] = {}
-            with torch.autograd.graph.saved_tensors_hooks(partial(_note, self.sizes[i]), lambda t: t):
+            saved: dict[int, int] = {}
+            with torch.autograd.graph.saved_tensors_hooks(partial(_note, saved), lambda t: t):
                 self.graphs[i] = _graph(self.step, i, state)
             state = _map(Tensor.detach, self.graphs[i][1])
             if i == 1:
-                shared = self.sizes[0].keys() & self.sizes[1].keys()  # weights
-                keep_from = self.n - self.budget // max(1, *(_bytes(self.sizes[j], shared) for j in (0, 1)))
-            while i and sum(_bytes(sizes, shared) for sizes in self.sizes.values()) > self.budget:
+                shared = before.keys() & saved.keys()  # weights
+                sizes[0] = _bytes(before, shared)
+            before, sizes[i] = saved, _bytes(saved, shared)
+            if i == 1:
+                keep_from = self.n - self.budget // max(1, *sizes.values())
+            while i and sum(sizes.values()) > self.budget:
                 oldest = min(self.graphs)
-                del self.graphs[oldest], self.sizes[oldest]
+                del self.graphs[oldest], sizes[oldest]
         return state
 
     def backward(self, grads: list[Tensor | None]) -> list[Tensor | None]:

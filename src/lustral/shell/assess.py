@@ -65,7 +65,7 @@ def assess(
 def _check(defences: dict[str, Defence], data: Data) -> None:
     """Says in one sentence what is not as it must be."""
     for name, defence in defences.items():
-        plan.called(name)
+        plan.check_name(name)
         if not isinstance(defence, Defence):
             raise UserError(
                 f"{name} must be made by lustral.defend(classifier, purifier), not {type(defence).__name__}."

@@ -377,7 +377,7 @@ def main(args: list[str] | None = None) -> int:
             print(f"lustral: {e}", file=sys.stderr)
         return 2
     except UnicodeDecodeError as e:
-        print(f"lustral: A configuration is not in UTF-8 ({e.reason}); save it as UTF-8.", file=sys.stderr)
+        print(f"lustral: A file that should be text is not in UTF-8 ({e.reason}); save it as UTF-8.", file=sys.stderr)
         return 2
     except ArgumentError as e:
         print(f"lustral: {' '.join(str(e).split())} (--help lists the options of a command)", file=sys.stderr)

@@ -57,11 +57,10 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     return Plan(options, jobs, systems, data, threat, Key(options.seed), source.classes)
 
 
-def called(name: object) -> str:
-    """A system's name, which must be a text."""
+def check_name(name: object) -> None:
+    """Refuses a system's name that is no text."""
     if not isinstance(name, str):
         raise UserError(f"A system's name is a text, not the {type(name).__name__} {name}; put it in quotes.")
-    return name
 
 
 def _named(options: Evaluation) -> Iterator[tuple[str, Purification, Classification]]:
@@ -70,7 +69,7 @@ def _named(options: Evaluation) -> Iterator[tuple[str, Purification, Classificat
         method = options.purification.method
         yield method if method != "none" else "undefended", options.purification, options.classification
     for name, entry in (options.systems or {}).items():
-        called(name)
+        check_name(name)
         yield name, entry.purification or options.purification, entry.classification or options.classification
 
 

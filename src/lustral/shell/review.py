@@ -4,7 +4,6 @@ import json
 import secrets
 import tempfile
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -132,10 +131,12 @@ def verify(place: Path, images: int, resources: Resources) -> str:
 def _claimed(place: Path, planned: plan.Plan, ledger: Ledger) -> None:
     """Refuses results that are not what the ledger says; whether it stopped early is not kept, so both may be."""
     said, _ = folder.read(place)
-    for stopped, allow_red in product((False, True), repeat=2):
-        found = folder.finite(folder.hold_back(plan.fold(planned, ledger, said["command"], stopped), allow_red))
-        if all(json.loads(json.dumps(found[part])) == said[part] for part in ("rows", "withheld", "findings")):
-            return
+    for stopped in (False, True):
+        found = plan.fold(planned, ledger, said["command"], stopped)
+        for allow_red in (False, True):
+            shown = json.loads(json.dumps(folder.finite(folder.hold_back(found, allow_red))))
+            if all(shown[part] == said[part] for part in ("rows", "withheld", "findings")):
+                return
     raise UserError(
         f"{place / 'results.json'} does not say what its ledger does; `lustral evaluate` writes it anew, without a run."
     )
