@@ -94,6 +94,10 @@ CASES: Cases = {
         lambda: after(evaluate("--config=c.yaml"), text("c.yaml", "images: [3\nseed: 1\n")),
         ["parsing config", "line 2"],
     ),
+    "attack: a file in the way": (
+        lambda: after(["attack", "way/out.npz", "--images=2"], text("way", "")),
+        ["Cannot write way/out.npz", "a folder and a file are mixed up"],
+    ),
     "attack: another format": (lambda: ["attack", "out.npy", "--images=2"], [".npz", "name the output so", "out.npz"]),
     "merge: no shards": (lambda: ["merge", "out", "[]"], ["Name the folders of the shards"]),
     "merge: no such shard": (lambda: ["merge", "out", "[part]"], ["There is no run at part", "Check the path"]),

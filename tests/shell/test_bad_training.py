@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lustral.shell.cli import main
 from mistakes import TRAIN, Cases, Evil, after, check, cut, foreign_checkpoint, images, save
 
 CASES: Cases = {
@@ -88,6 +89,10 @@ CASES: Cases = {
     "train: divergence": (
         lambda: [*TRAIN, "--recipe.steps=40", "--recipe.lr=1e30", "--recipe.clip=0"],
         ["the training has diverged", "--recipe.lr"],
+    ),
+    "train: another run's weights": (
+        lambda: [*TRAIN, "--recipe.seed=1"] if main(TRAIN) == 0 else [],
+        ["net.safetensors holds the weights of another training", "choose another output, or delete it"],
     ),
     "train: another run's checkpoint": (
         foreign_checkpoint,

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,15 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from digits import EPS, digits
 from lustral.classifiers.whitened import Whitening
-from lustral.core import kernel
-from lustral.core.noise import Key
 from lustral.evaluate import metrics
-from lustral.purifiers.presets import diffpure
-from lustral.shell import runner, weights
+from lustral.shell import commands, runner, weights
 from lustral.shell.cli import COMMANDS, main
 from lustral.shell.images import data
 from lustral.shell.ledger import Ledger
@@ -39,79 +36,6 @@ def run(tmp_path_factory) -> Path:
     assert main(["evaluate", str(folder), *RUN]) == 0
     torch.set_num_threads(threads)
     return folder
-
-
-def digits_as_pictures(folder: Path) -> None:
-    """A folder of all formats, with folders inside."""
-    (folder / "deep" / "er").mkdir(parents=True)
-    x = digits(4).x
-    Image.fromarray((255 * x[0, 0]).byte().numpy()).save(folder / "a.png")
-    Image.fromarray((255 * x[1, 0]).byte().numpy()).resize((24, 16)).save(folder / "deep" / "b.JPG", "JPEG")
-    np.save(folder / "deep" / "c.npy", (255 * x[:, 0]).byte().numpy())
-    np.savez(folder / "deep" / "er" / "d.npz", x=x.numpy().astype(np.float64), y=np.arange(4), note=np.array("kept"))
-    (folder / "read.me").write_text("not an image")
-
-
-def test_purify_keeps_structure_formats_and_types(lustral, tmp_path):
-    digits_as_pictures(Path("in"))
-    assert lustral("purify", "in", "out", *SMALL) == 0
-    names = ["a.png", "deep/b.JPG", "deep/c.npy", "deep/er/d.npz"]
-    assert sorted(str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file()) == names
-    with Image.open("out/a.png") as a, Image.open("out/deep/b.JPG") as b:
-        assert (a.format, a.mode, a.size) == ("PNG", "L", (8, 8))
-        assert (b.format, b.mode, b.size) == ("JPEG", "L", (24, 16))
-    c, d = np.load("out/deep/c.npy"), np.load("out/deep/er/d.npz")
-    assert (c.dtype, c.shape) == (np.uint8, (4, 8, 8))
-    assert (d["x"].dtype, d["x"].shape) == (np.float64, (4, 1, 8, 8))
-    assert d["y"].tolist() == [0, 1, 2, 3]
-    assert str(d["note"]) == "kept"
-    assert 0 < np.abs(d["x"] - np.load("in/deep/er/d.npz")["x"]).mean() < 0.3
-
-
-def test_the_same_seed_purifies_the_same_in_any_batch(lustral, tmp_path, tree):
-    digits_as_pictures(Path("in"))
-    for out, *options in (("one", "--batch=1"), ("two", "--batch=64")):
-        assert lustral("purify", "in", out, *SMALL, *options) == 0
-    one, two = (np.load(f"{out}/deep/er/d.npz")["x"] for out in ("one", "two"))
-    assert np.allclose(one, two, atol=1e-4)
-    assert lustral("purify", "in", "again", *SMALL, "--batch=64") == 0
-    assert tree(Path("again")) == tree(Path("two"))
-
-
-def test_equal_images_meet_different_noise(lustral):
-    """Ids count on from file to file: two copies in a folder are purified as two images in one file are."""
-    twice = digits(1).x.repeat(2, 1, 1, 1).numpy()
-    Path("in").mkdir()
-    for name, x in (("in/a.npy", twice[:1]), ("in/b.npy", twice[1:]), ("both.npy", twice)):
-        np.save(name, x)
-    assert lustral("purify", "in", "out", *SMALL) == 0
-    assert lustral("purify", "both.npy", "together.npy", *SMALL) == 0
-    a, b, both = (np.load(name) for name in ("out/a.npy", "out/b.npy", "together.npy"))
-    assert np.allclose(np.concatenate([a, b]), both, atol=1e-4)
-    assert not np.allclose(a, b, atol=1e-2)
-
-
-def test_without_a_seed_nobody_can_replay(lustral):
-    np.save("in.npy", digits(2).x.numpy())
-    for out in ("one.npy", "two.npy"):
-        assert lustral("purify", "in.npy", out, "--purification.steps=2") == 0
-    assert not np.allclose(np.load("one.npy"), np.load("two.npy"), atol=1e-3)
-
-
-def test_purify_is_the_librarys_purification_with_positions_as_ids(lustral):
-    x = digits(5).x
-    np.save("in.npy", x.numpy())
-    assert lustral("purify", "in.npy", "out.npy", *SMALL, "--batch=2") == 0
-    denoiser = weights.load("digits-unet", "denoiser")[0]
-    expected = kernel.purify(diffpure(denoiser, 0.1, "ddpm", steps=2), x, Key(3).rng(5))
-    assert np.allclose(np.load("out.npy"), expected.clamp(0, 1).numpy(), atol=1e-4)
-
-
-def test_a_picture_goes_into_a_folder_under_its_name(lustral):
-    digits_as_pictures(Path("in"))
-    Path("out").mkdir()
-    assert lustral("purify", "in/a.png", "out", "--purification.method=adp", "--purification.steps=2") == 0
-    assert [p.name for p in Path("out").iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", 1.0), ("l1", 4.0)])
@@ -338,6 +262,32 @@ def test_an_interrupted_command_says_how_to_go_on(lustral, monkeypatch, capsys):
     monkeypatch.setattr(runner, "run", interrupt)
     assert lustral("evaluate", "run", *RUN) == 130
     assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(commands, "run", interrupt)
+    assert lustral("attack", "a.npz", "--images=1") == 130
+    assert "starts from the beginning" in capsys.readouterr().err
+
+
+def test_a_request_to_end_is_an_interruption(tmp_path):
+    """SIGTERM, as a scheduler sends it, in the middle of a training."""
+    words = ["train", "classifier", "net.safetensors", "--recipe.steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lustral", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "loss" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+
+
+def test_finished_weights_are_not_trained_again(lustral, capfd):
+    words = ["train", "classifier", "net.safetensors", "--recipe.steps=1", "--network.width=4", "--recipe.batch=4"]
+    assert lustral(*words) == 0
+    before = Path("net.safetensors").stat().st_mtime_ns
+    assert lustral(*words) == 0
+    assert "is finished already" in "".join(capfd.readouterr())
+    assert Path("net.safetensors").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("command", COMMANDS)

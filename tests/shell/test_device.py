@@ -78,7 +78,7 @@ def test_a_run_belongs_to_its_device(tmp_path: Path):
 
 
 def test_a_device_that_is_not_here_is_refused():
-    for device in ("nonsense", "cuda:99"):
+    for device in ("nonsense", "cuda:99", "meta"):
         with pytest.raises(UserError, match=f"no device '{device}' here"):
             build.prepare(Resources(device=device))
 

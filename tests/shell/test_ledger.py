@@ -1,3 +1,4 @@
+import os
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -278,6 +279,24 @@ def test_a_folder_without_a_run_is_said(tmp_path):
     with pytest.raises(UserError, match="There is no run at"):
         Ledger(tmp_path / "ledger.sqlite")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ledger_that_cannot_be_written_is_read(tmp_path, tree, monkeypatch):
+    place = tmp_path / "ledger.sqlite"
+    with Ledger(place, SPEC) as made:
+        made.write(chunk([0, 1]))
+    before = tree(tmp_path)
+    monkeypatch.setattr(os, "access", lambda where, mode: Path(where) != tmp_path or mode != os.W_OK)
+    with Ledger(place) as found, Ledger(tmp_path / "other" / "ledger.sqlite", SPEC) as other:
+        assert found.outcomes("s", "clean").ids.tolist() == [0, 1]
+        other.take(found)
+        assert other.done("s", "clean") == {0, 1}
+        with pytest.raises(UserError, match="readonly"):
+            found.write(chunk([2]))
+    assert {name: content for name, content in tree(tmp_path).items() if "other" not in str(name)} == before
+    place.with_name("ledger.sqlite-wal").touch()
+    with pytest.raises(UserError, match="was left open"):
+        Ledger(place)
 
 
 def test_what_was_never_run_is_said(ledger):

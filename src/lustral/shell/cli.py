@@ -1,6 +1,7 @@
 """The command line. Signatures here are the options, their docstrings the help; everything heavy is imported on use."""
 
 import os
+import signal
 import sys
 from argparse import ArgumentError
 from pathlib import Path
@@ -332,6 +333,7 @@ def show_one(name: str) -> None:
 
 
 INTERRUPTED = 130
+RESUMING = {"demo", "data", "train", "evaluate", "tune"}
 DESCRIPTION = "Lustral cleans attacked images before a classifier sees them, and measures honestly how much that helps."
 # Functions here must not bear a name of the lazy façade: the parser would look it up there and load torch for --help.
 COMMANDS = {
@@ -383,15 +385,17 @@ def main(args: list[str] | None = None) -> int:
         print(f"lustral: {' '.join(str(e).split())} (--help lists the options of a command)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "lustral: interrupted; what was finished is kept, and the same command goes on from there.", file=sys.stderr
-        )
+        given = sys.argv[1:] if args is None else args
+        kept = "what was finished is kept, and the same command goes on from there."
+        said = kept if RESUMING & set(given[:1]) else "the same command starts from the beginning."
+        print(f"lustral: interrupted; {said}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script. A request to end (SIGTERM) is answered like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = main()
     if code == INTERRUPTED:  # a batch that still runs in a thread would hold the process until it ends
         sys.stderr.flush()

@@ -18,7 +18,7 @@ from ..evaluate.protocol import Job, Task, run
 from ..training.batches import spread_rows
 from . import build, folder, plan, strip, systems, weights
 from . import device as devices
-from .files import replacing, write_text
+from .files import check_writable, replacing, write_text
 from .images import data as datasets
 from .images import download, pictures
 from .ledger import Ledger
@@ -57,7 +57,7 @@ def purify(
 ) -> list[Path]:
     """Cleans the images of a file or a folder; ids of the noise are positions in the order of the files.
 
-    Returns what it wrote: the target, and the film strip of the first file's first images if that was asked for.
+    Returns what it wrote: the target, and the film strip of the first images if that was asked for.
     """
     devices.check(device)
     if batch < 1:
@@ -77,19 +77,22 @@ def purify(
     first = 0
     with progress() as bar, torch.no_grad():
         task = bar.add_task("purifying", total=len(jobs))
-        for path, out in jobs:
-            found = pictures.read(path, about.image[0])
-            _fits(found.x, about, path)
-            ids = torch.arange(first, first + len(found.x))
-            clean = kernel.purify(purifier, found.x, key.rng(ids), adjoint=Lanes(batch)) if len(ids) else found.x
-            if not bool(clean.isfinite().all()):
-                raise UserError(f"Purifying {path} overflowed; choose weaker guidance or smaller steps.")
-            pictures.write(found, clean, out)
+        for group in pictures.groups(jobs, about.image[0], batch):
+            found = [one for one, _ in group]
+            for one in found:
+                _fits(one.x, about, one.path)
+            x = torch.cat([one.x for one in found])
+            ids = torch.arange(first, first + len(x))
+            clean = kernel.purify(purifier, x, key.rng(ids), adjoint=Lanes(batch)) if len(ids) else x
+            for (one, out), part in zip(group, clean.split([len(one.x) for one in found]), strict=True):
+                if not bool(part.isfinite().all()):
+                    raise UserError(f"Purifying {one.path} overflowed; choose weaker guidance or smaller steps.")
+                pictures.write(one, part, out)
             if shown.strip is not None and not first:
-                few = found.x[: shown.images]
+                few = x[: shown.images]
                 strip.draw(shown.strip, strip.film(purifier, few, key.rng(ids[: shown.images]), judge))
             first += len(ids)
-            bar.advance(task)
+            bar.advance(task, len(group))
     return [target] if shown.strip is None else [target, shown.strip]
 
 
@@ -150,6 +153,7 @@ def attack(
         raise UserError(
             f"Adversarial images are written as .npz; name the output so, for example {out.with_suffix('.npz')}."
         )
+    check_writable(out)
     system = build.system("attacked", purification, classification, device=resources.device, precision=precision)
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}.")

@@ -42,7 +42,7 @@ def on(device: str, fn: Callable[..., Tensor], precision: Precision = "float32")
 def check(device: str) -> None:
     """Refuses devices that are not here; makes CUDA repeat itself in full float32, as far as it can."""
     try:
-        torch.empty(0, device=torch.device(device))
+        torch.empty(0, device=torch.device(device)).cpu()  # torch's meta device computes nothing
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"There is no device {device!r} here; choose cpu, or on a machine with a GPU cuda.") from e
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False

@@ -44,6 +44,13 @@ def replacing(path: Path) -> Iterator[Path]:
                 scratch.unlink()
 
 
+def check_writable(path: Path) -> None:
+    """Says before long work, not after it, that its result could not be written."""
+    with saying(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with replacing(path) as scratch:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -80,18 +81,28 @@ class Ledger:
     """An open ledger. It belongs to one run: opening it for another one is refused, and the difference shown."""
 
     def __init__(self, path: Path, spec: dict | None = None):
-        """Opens ``path``; with ``spec``, creates it where it is absent and checks that it is this run's."""
+        """Opens ``path``; with ``spec``, creates it where it is absent and checks that it is this run's.
+
+        Without it, a ledger in a folder that cannot be written is read as it is.
+        """
         self.path = path
         if spec is None and not path.exists():
             raise UserError(f"There is no run at {path.parent}; it has no {path.name}. Check the path.")
+        frozen = spec is None and not os.access(path.parent, os.W_OK)
+        self._address = path.resolve().as_uri() + ("?immutable=1" if frozen else "")
+        if frozen and path.with_name(f"{path.name}-wal").exists():
+            raise UserError(
+                f"{path} was left open, and its folder cannot be written; copy the folder and use the copy."
+            )
         with saying(path, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._saying():
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db = sqlite3.connect(self._address, uri=True, isolation_level=None)
             self._check_version()
-            self._db.executescript(SCHEMA)
+            if not frozen:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(SCHEMA)
         if spec is not None and (stored := self._claimed(spec)) != json.loads(json.dumps(spec)):
             lines = differences(stored, json.loads(json.dumps(spec)))
             self.close()
@@ -254,7 +265,7 @@ class Ledger:
             lines = differences(self.spec(), other.spec())
             raise UserError(f"{other.path.parent} is another run; it differs in {'; '.join(lines[:5])}.")
         with self._saying():
-            self._db.execute("ATTACH DATABASE ? AS other", (str(other.path),))
+            self._db.execute("ATTACH DATABASE ? AS other", (other._address,))
         try:
             with self._saying(), self._db:
                 self._db.execute("BEGIN IMMEDIATE")

@@ -1,7 +1,7 @@
 """Image files in and out: PNG, JPEG, npy and npz; a file or a folder, written back in the format that was read."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,20 @@ def read(path: Path, channels: int) -> Source:
                 raise
             raise UserError(f"{path} is damaged ({e}); check the file.") from e
     return Source(as_images(pixels[None], str(path)), path, None)
+
+
+def groups(jobs: Iterable[tuple[Path, Path]], channels: int, batch: int) -> Iterator[list[tuple[Source, Path]]]:
+    """Reads (input, output) paths; successive files whose images are of one size come together, up to a batch."""
+    group: list[tuple[Source, Path]] = []
+    for path, out in jobs:
+        found = read(path, channels)
+        count = sum(len(one.x) for one, _ in group) + len(found.x)
+        if group and (found.x.shape[1:] != group[0][0].x.shape[1:] or count > batch):
+            yield group
+            group = []
+        group.append((found, out))
+    if group:
+        yield group
 
 
 def write(source: Source, x: Tensor, path: Path) -> None:

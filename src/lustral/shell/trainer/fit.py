@@ -1,6 +1,7 @@
 """``lustral train``: from images to safetensors with a card, a log and pictures, surviving interruption."""
 
 import copy
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from ...training.batches import Images, Source
 from ...training.loop import Progress, train
 from ...training.recipe import Recipe
 from .. import weights
-from ..files import write_text
+from ..files import check_writable, write_text
 from ..images import data as datasets
 from ..terminal import Quiet, command, console, progress, versions
 from . import curves, tasks
@@ -93,6 +94,7 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
     if out.suffix != ".safetensors":
         better = out.with_suffix(".safetensors")
         raise UserError(f"Weights are .safetensors files; name the output so, for example {better}.")
+    check_writable(out)
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     parts = datasets.parts(choice.data)
@@ -104,6 +106,9 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
     networks = {"net": task.model, "guide": task.guide}
     identity = digest({"asked": asked, "choice": choice, "recipe": recipe, "images": pixels} | networks)
     checkpoint = out.with_suffix(".checkpoint")
+    told = asdict(recipe) | {"images": asdict(choice), "task": asdict(asked)}
+    if out.exists() and not checkpoint.exists():
+        return _finished(out, told) if accelerator.is_main_process else None
     history = _fit(task, source, recipe, checkpoint, identity, accelerator, Checks(task, held, check_every))
     if not accelerator.is_main_process:
         return None
@@ -118,7 +123,7 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
         image=list(train_set.x.shape[1:]),
         command=command(),
         measured=task.measure(task.model, test),
-        recipe=asdict(recipe) | {"images": asdict(choice), "task": asdict(asked)},
+        recipe=told,
         versions=versions(),
     )
     card = weights.save(out, task.model, card, half)
@@ -127,6 +132,15 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
         write_text(out.with_name(f"{out.stem}-checks.csv"), curves.checks(history.checks))
     curves.draw(out, history.rows, task.model if task.kind == "denoiser" else None, train_set, test)
     checkpoint.unlink(missing_ok=True)
+    return card
+
+
+def _finished(out: Path, told: dict[str, Any]) -> weights.Card:
+    """The card of weights that this training has written already; those of another one are not written over."""
+    card = weights.card(out)
+    if card.recipe != json.loads(json.dumps(told)):
+        raise UserError(f"{out} holds the weights of another training; choose another output, or delete it first.")
+    console.print(f"{out} is finished already; delete it to train again.")
     return card
 
 
