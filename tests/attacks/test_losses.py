@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lustral.attacks.losses import LOSSES, cross_entropy, dlr, dlr_toward, margin, toward, truth
+from lustral.core.errors import UserError
 from lustral.core.noise import Key
 
 Y = torch.tensor([0, 3, 1, 4, 2, 2])
@@ -103,3 +104,15 @@ def test_the_ratio_of_two_classes_is_the_margin_and_has_a_gradient():
     assert torch.equal(dlr(logits, y), margin(logits, y))
     assert torch.equal(dlr_toward(logits, pairs), toward(logits, pairs))
     assert torch.autograd.grad(dlr(logits, y).sum(), logits)[0].abs().min() > 0
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin, dlr, lambda logits, y: dlr(logits[:, :2], y % 2)])
+def test_a_loss_without_targets_says_so(loss):
+    with pytest.raises(UserError, match=r"climbs `losses\.toward`"):
+        loss(logits(), PAIRS)
+
+
+@pytest.mark.parametrize("loss", [toward, dlr_toward])
+def test_a_targeted_loss_asks_for_targets(loss):
+    with pytest.raises(UserError, match=r"put the search into Targeted\(\.\.\.\)"):
+        loss(logits(), Y)

@@ -217,3 +217,8 @@ def test_an_image_without_a_gradient_stays_an_image(ball, search):
     found = search(ball(0.2), exact(), steps=5).run(Cracked(torch.ones(1, 2, 2)), x, y, Key(0).rng(3))
     assert found.x.isfinite().all()
     assert (found.x[0] != x[0]).any()
+
+
+def test_images_out_of_range_are_not_attacked():
+    with pytest.raises(UserError, match=r"images to attack must lie in \[0, 1\] but span \[0, 255\]; divide by 255"):
+        Best(pictures(0, 255), 0)

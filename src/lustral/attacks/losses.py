@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.errors import UserError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -17,9 +19,21 @@ def truth(y: Tensor) -> Tensor:
     return y if y.dim() == 1 else y[:, 0]
 
 
+def _single(y: Tensor) -> Tensor:
+    if y.dim() != 1:
+        raise UserError("This loss knows no targets; a search within Targeted climbs `losses.toward` or `dlr_toward`.")
+    return y
+
+
+def _pairs(y: Tensor) -> Tensor:
+    if y.dim() != 2 or y.shape[1] != 2:
+        raise UserError("FAB and targeted losses need a class to reach; put the search into Targeted(...).")
+    return y
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """−log p(y)."""
-    return F.cross_entropy(logits, y, reduction="none")
+    return F.cross_entropy(logits, _single(y), reduction="none")
 
 
 def _best_other(logits: Tensor, y: Tensor) -> Tensor:
@@ -29,7 +43,7 @@ def _best_other(logits: Tensor, y: Tensor) -> Tensor:
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """The largest other logit minus the true one (Carlini and Wagner 2017); positive where the label is wrong."""
-    return _best_other(logits, y) - logits.gather(1, y[:, None])[:, 0]
+    return _best_other(logits, _single(y)) - logits.gather(1, y[:, None])[:, 0]
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -46,7 +60,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 def toward(logits: Tensor, pairs: Tensor) -> Tensor:
     """The target's logit minus the true one: positive where the target beats the truth."""
-    own = logits.gather(1, pairs)
+    own = logits.gather(1, _pairs(pairs))
     return own[:, 1] - own[:, 0]
 
 

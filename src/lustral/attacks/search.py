@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core import check
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Threat
@@ -48,6 +49,7 @@ class Best:
     """
 
     def __init__(self, x0: Tensor, patience: int):
+        check.images(x0, "images to attack")
         self.x, self.patience = x0.clone(), patience
         self.loss, self.wrong = x0.new_full((len(x0),), -torch.inf), x0.new_full((len(x0),), -1.0)
         self.streak = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
