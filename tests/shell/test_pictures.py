@@ -126,3 +126,16 @@ def test_archives_are_told_by_what_they_are_in_any_case_of_the_suffix(tmp_path):
     assert pictures.read(tmp_path / "a.NPZ", 1).x.shape == (1, 1, 6, 8)
     out = there_and_back(tmp_path / "a.NPZ", 1)
     assert np.array_equal(np.load(out)["x"], PIXELS[None])
+
+
+def test_a_picture_is_read_as_it_is_shown(tmp_path):
+    """Cameras turn pictures by a tag (here: a quarter to the right), which pictures of ours do not have."""
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(COLOUR).save(tmp_path / "a.png", exif=tag)
+    turned = np.rot90(COLOUR, -1)
+    source = pictures.read(tmp_path / "a.png", 3)
+    assert np.array_equal((255 * source.x[0]).round().numpy().astype(np.uint8), turned.transpose(2, 0, 1))
+    with Image.open(there_and_back(tmp_path / "a.png", 3)) as out:
+        assert np.array_equal(np.asarray(out), turned)
+        assert 0x0112 not in out.getexif()

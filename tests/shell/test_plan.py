@@ -9,7 +9,7 @@ import pytest
 
 from lustral.evaluate import certificate
 from lustral.evaluate.findings import Finding
-from lustral.shell import plan, results, views
+from lustral.shell import plan, results, review, views
 from lustral.shell.images import data as datasets
 from lustral.shell.ledger import Ledger
 from lustral.shell.options import Resources
@@ -217,6 +217,9 @@ def test_compare_pairs_systems_on_the_same_images(whole, lustral, capsys):
     assert "other: diffpure" in shown
     assert lustral("compare", str(whole), str(whole)) == 0
     assert "+0.0" in capsys.readouterr().out
+    shutil.copytree("other", f"again/{whole.name}")
+    lines = review.compare(whole, Path("again", whole.name))
+    assert {(line["a"], line["b"]) for line in lines} >= {(f"{whole}: diffpure", f"again/{whole.name}: diffpure")}
 
 
 def test_parquet_holds_every_draw(whole, lustral):

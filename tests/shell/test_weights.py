@@ -167,7 +167,7 @@ def test_weights_from_the_network_are_checked_by_their_card_and_kept(tmp_path, m
         address = f"{server.url}net.json#sha256={card}"
         server.cuts = [1000]  # the connection breaks once
         fetched = lustral.load(address)
-        assert torch.equal(fetched(*images), lustral.load(str(tmp_path / "net.safetensors"))(*images))
+        assert torch.equal(fetched(*images), lustral.load(tmp_path / "net.safetensors")(*images))
         asked = len(server.asked)
         lustral.load(address)
         assert len(server.asked) == asked

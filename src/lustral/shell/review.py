@@ -29,13 +29,14 @@ def compare(a: Path, b: Path) -> list[dict]:
     plans = [plan.load(place, Resources()) for place in (a, b)]
     held = [folder.read(place)[0]["withheld"] for place in (a, b)]
     common = _common_images(*(each.data for each in plans))
+    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
     with Ledger(a / "ledger.sqlite") as first, Ledger(b / "ledger.sqlite") as second:
         lines = [
             line
             for one in _comparable(plans[0].jobs, first, held[0])
             for other in _comparable(plans[1].jobs, second, held[1])
             if one.stage.name == other.stage.name and one.stage.bound == other.stage.bound
-            for line in _paired(one, other, first, second, common, (a.name, b.name))
+            for line in _paired(one, other, first, second, common, names)
         ]
     if (suite := plans[0].options.suite) != (other := plans[1].options.suite):
         for line in lines:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ...core.errors import UserError
@@ -56,7 +56,8 @@ def read(path: Path, channels: int) -> Source:
             with Image.open(path) as picture:
                 if picture.mode[0] in "IF":  # which Pillow would cut off at 255 instead of scaling
                     raise UserError(f"{path} has more than 8 bits a channel; save it with 8, or as an array of floats.")
-                pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+                upright = ImageOps.exif_transpose(picture)  # what is written has no tag that turns it
+                pixels = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
         except (UnidentifiedImageError, SyntaxError) as e:
             raise UserError(f"{path} is damaged or no picture; check the file.") from e
         except OSError as e:
