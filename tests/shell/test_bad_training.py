@@ -57,6 +57,23 @@ CASES: Cases = {
         ["is a denoiser, but a classifier is needed"],
     ),
     "train: a share of nothing": (lambda: [*TRAIN, "--recipe.extra_share=0.5"], ["given together or not at all"]),
+    "train: less than one extra image": (
+        lambda: after([*TRAIN, "--extra=data.npz", "--recipe.extra_share=0.1"], save()),
+        ["A share of 0.1 of a batch of 4 is less than one image"],
+    ),
+    "train: one image at a time": (
+        lambda: [*TRAIN, "--network.kind=resnet", "--recipe.accumulate=4"],
+        ["cannot be trained on one image at a time", "--recipe.accumulate"],
+    ),
+    "train: a folder as output": (
+        lambda: ["train", "classifier", "."],
+        [".safetensors files", "out.safetensors"],
+    ),
+    "train: a seed too large": (lambda: [*TRAIN, "--recipe.seed=18446744073709551616"], ["seed must lie between 0"]),
+    "train: images without content": (
+        lambda: after(["train", "denoiser", *TRAIN[2:], "--data=data.npz"], save(x=np.zeros_like(images()))),
+        ["one even grey"],
+    ),
     "train: more parts than images": (lambda: [*TRAIN, "--recipe.accumulate=9"], ["between 1 and the batch (4)"]),
     "train: smoothing away everything": (lambda: [*TRAIN, "--smoothing=1"], ["0 ≤ smoothing < 1"]),
     "train: a start for less noise": (

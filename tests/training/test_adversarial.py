@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lustral.core.noise import Key, Rng
 from lustral.core.threat import L2, Linf
-from lustral.training.adversarial import PGDAT, TRADES
+from lustral.training.adversarial import PGDAT, TRADES, _kl, _log_softmax
 
 N = 10
 X = Key(1).rng(N).uniform(torch.empty(N, 1, 4, 4))
@@ -181,6 +181,16 @@ def test_trades_is_cross_entropy_and_beta_times_the_divergence(beta):
     assert divergence.mean() > 0.01
     expected = -special.log_softmax(clean, axis=1)[range(N), Y.numpy()] + beta * divergence
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_the_divergence_of_logits_in_bfloat16_is_that_of_float32():
+    """Of near distributions it is a small difference, of which log-probabilities in bfloat16 leave nothing."""
+    logits = 3 * rng().fold("logits").normal(torch.empty(N, 10))
+    p, q = (v.bfloat16() for v in (logits, logits + 0.05 * rng().fold("near").normal(logits)))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _kl(_log_softmax(p), q)
+    expected = stats.entropy(*(special.softmax(v.double().numpy(), axis=1) for v in (p, q)), axis=1)
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-2, abs=1e-6)
 
 
 def test_trades_differentiates_the_clean_branch_too():

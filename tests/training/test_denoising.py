@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lustral.core.errors import UserError
 from lustral.core.noise import Key, Rng
 from lustral.denoisers import base
 from lustral.schedules import VE, VP, DiscreteVP
@@ -129,3 +130,8 @@ def test_the_gradient_reaches_the_network():
     net = nn.Conv2d(2, 2, 1).double()
     Denoising()(lambda x, sigma: net(x), X, Y, rng()).sum().backward()
     assert float(net.weight.grad.abs().min()) > 0
+
+
+def test_an_unknown_weighting_is_said():
+    with pytest.raises(UserError, match="Unknown weighting 'ncsn'"):
+        Denoising(weighting="ncsn")

@@ -193,6 +193,16 @@ def test_compiled_normalisation_is_torchs(channels, layout):
         torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
 
 
+def test_compiled_normalisation_in_bfloat16_is_near_that_in_float32():
+    """Its variance is a difference, of which bfloat16 would leave nothing where the mean is large."""
+    norm = scramble(GroupNorm(16))
+    x = (10 + Key(4).rng(3).normal(torch.empty(3, 16, 8, 8))).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.compile(norm, backend="aot_eager")(x)
+    expected = norm(x.float())
+    assert float((found - expected).norm()) < 0.01 * float(expected.norm())
+
+
 @pytest.mark.slow
 @every_kind
 def test_compiled_training_has_the_losses_of_the_eager_one(make, objective):

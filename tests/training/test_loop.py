@@ -1,6 +1,5 @@
 """The loop: deterministic, resumed to the bit, over every image once an epoch."""
 
-import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -42,11 +41,21 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(make, objecti
     losses = finish(whole, objective)
     for now in train(first, objective, source(), RECIPE):
         if now.step == stop:
-            state = copy.deepcopy(now.state())
-            break
+            state = now.state()  # which the steps that follow leave alone, and resuming too
     assert state["step"] == stop
-    assert finish(second, objective, resume=state) == losses[stop:]
-    assert same(whole, second)
+    for model in (second, make()):
+        assert finish(model, objective, resume=state) == losses[stop:]
+        assert same(whole, model)
+
+
+def test_what_is_frozen_stays_frozen():
+    model = classifier()
+    kept = next(p.requires_grad_(False) for p in model.parameters())
+    before, rest = kept.clone(), [p.clone() for p in model.parameters() if p.requires_grad]
+    finish(model, CrossEntropy())
+    assert torch.equal(kept, before)
+    changed = [p for p in model.parameters() if p is not kept]
+    assert not any(torch.equal(p, q) for p, q in zip(changed, rest, strict=True))
 
 
 def test_dropout_too_is_the_same_every_time():
@@ -58,7 +67,7 @@ def test_dropout_too_is_the_same_every_time():
     losses = finish(whole, CrossEntropy())
     for now in train(dropping(), CrossEntropy(), source(), RECIPE):
         if now.step == 5:
-            state = copy.deepcopy(now.state())
+            state = now.state()
             break
     torch.manual_seed(2)
     before = torch.get_rng_state()
@@ -71,7 +80,7 @@ def test_dropout_too_is_the_same_every_time():
 def test_a_training_resumed_after_its_last_step_only_averages():
     whole, again = classifier(), classifier()
     for now in train(whole, CrossEntropy(), source(), RECIPE):
-        state = copy.deepcopy(now.state())
+        state = now.state()
     assert finish(again, CrossEntropy(), resume=state) == []
     assert same(whole, again)
 

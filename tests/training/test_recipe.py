@@ -1,6 +1,7 @@
 """What a recipe says: rates, decays, optimisers, clipping."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -115,3 +116,18 @@ def test_gradients_are_clipped_to_the_stated_norm():
         list(train(model, CrossEntropy(), source(), recipe))
         moved = torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), before, strict=True)]).norm()
         assert float(moved) == pytest.approx(length, rel=1e-3) if length else float(moved) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "bf16"}, "Unknown precision 'bf16'. Did you mean 'bfloat16'"),
+        ({"optimiser": "SGD"}, "Unknown optimiser 'SGD'"),
+        ({"schedule": "cos"}, "Unknown schedule 'cos'"),
+        ({"ema_half_life": math.nan}, "ema_half_life must be a finite number, not nan"),
+        ({"lr": math.inf}, "lr must be a finite number, not inf"),
+    ],
+)
+def test_what_a_recipe_does_not_know_is_said(options, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        Recipe(**options)

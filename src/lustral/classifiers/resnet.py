@@ -1,7 +1,8 @@
 """A small residual classifier that trains in minutes: the ResNet-9 of the DAWNBench family.
 
 After David Page, "How to train your ResNet" (Myrtle, 2018–2019). Max-pooling stands before normalisation and
-activation, as in his part 8: a quarter of their work, and the same maximum wherever the scale is positive.
+activation, as in his part 8: a quarter of their work, and for activations that only rise (relu) the same maximum
+wherever the scale is positive.
 """
 
 from collections.abc import Callable, Sequence

@@ -31,10 +31,14 @@ class Whitening(nn.Module):
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Takes the principal directions of the patches of images x [n, channels, h, w], each scaled to variance 1."""
-        patches = F.unfold(x.double(), 2).transpose(1, 2).flatten(0, 1)
-        variances, directions = torch.linalg.eigh(patches.T.cov())
+        count, total, squares = 0, 0, 0
+        for part in x.split(100):  # a float64 for every pixel of every patch is 17 times the images
+            patches = F.unfold(part.double(), 2).transpose(1, 2).flatten(0, 1)
+            count, total, squares = count + len(patches), total + patches.sum(0), squares + patches.T @ patches
+        mean = total / count
+        variances, directions = torch.linalg.eigh((squares - count * mean.outer(mean)) / (count - 1))
         filters = (directions / (variances + self.EPS).sqrt()).T
-        middle = filters @ patches.mean(0)
+        middle = filters @ mean
         self.filters.copy_(filters.view_as(self.filters))
         self.bias.copy_(torch.cat([-middle, middle]))
 

@@ -18,7 +18,7 @@ from ..evaluate.protocol import Job, Task, run
 from ..training.batches import spread_rows
 from . import build, folder, plan, strip, systems, weights
 from . import device as devices
-from .files import check_writable, replacing, write_text
+from .files import check_suffix, check_writable, replacing, write_text
 from .images import data as datasets
 from .images import download, pictures
 from .ledger import Ledger
@@ -149,10 +149,7 @@ def attack(
 ) -> str:
     """Attacks, writes the candidates, and says how many of the judge's draws they fool."""
     build.prepare(resources)
-    if out.suffix != ".npz":
-        raise UserError(
-            f"Adversarial images are written as .npz; name the output so, for example {out.with_suffix('.npz')}."
-        )
+    check_suffix(out, ".npz", "Adversarial images are written as .npz")
     check_writable(out)
     system = build.system("attacked", purification, classification, device=resources.device, precision=precision)
     if images < 1:

@@ -44,6 +44,13 @@ def replacing(path: Path) -> Iterator[Path]:
                 scratch.unlink()
 
 
+def check_suffix(path: Path, suffix: str, what: str) -> None:
+    """Says how an output should be named, where its format is not that of its name."""
+    if path.suffix != suffix:
+        better = path.with_suffix(suffix) if path.name else path / f"out{suffix}"
+        raise UserError(f"{what}; name the output so, for example {better}.")
+
+
 def check_writable(path: Path) -> None:
     """Says before long work, not after it, that its result could not be written."""
     with saying(path, "write"):

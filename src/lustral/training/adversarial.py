@@ -34,8 +34,9 @@ class TRADES:
     """Zhang et al. (ICML 2019): cross-entropy on clean images plus beta·KL(clean ‖ adversarial).
 
     The search climbs the KL from a start of 0.001·N(0, 1), in evaluation mode. The clean branch of the KL is
-    differentiated too. With SiLU, weight averaging, smoothing 0.1 and generated images beside the real ones it is the
-    recipe of Gowal et al. (2020) and Wang et al. (2023).
+    differentiated too. With SiLU, weight averaging, smoothing 0.1 and generated images beside the real ones it is close
+    to the recipes of Gowal et al. (2020), whose search is Adam's, and Wang et al. (2023), who start uniformly in the
+    ball and search in training mode.
     """
 
     threat: Threat = Linf(8 / 255)
@@ -47,15 +48,20 @@ class TRADES:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         with evaluating(model):
             with torch.no_grad():
-                target = F.log_softmax(model(x), dim=1)
+                target = _log_softmax(model(x))
             torch.clear_autocast_cache()  # older torch keeps the bfloat16 weights of a pass without gradients
             start = self.threat.project(x + 0.001 * rng.normal(x), x)
             moved = climb(lambda m: _kl(target, model(m)), start, x, self.threat, self.steps, self.size)
         logits = model(x)
         clean = F.cross_entropy(logits, y, label_smoothing=self.smoothing, reduction="none")
-        return clean + self.beta * _kl(F.log_softmax(logits, dim=1), model(moved))
+        return clean + self.beta * _kl(_log_softmax(logits), model(moved))
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float32 at the least: a KL is a small difference, and autocast on a CPU would leave bfloat16 as it is."""
+    return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _kl(log_p: Tensor, logits: Tensor) -> Tensor:
     """KL(p ‖ softmax(logits)) per sample [b]; p by its logarithm, whose gradient is finite where p underflows."""
-    return F.kl_div(F.log_softmax(logits, dim=1), log_p, reduction="none", log_target=True).sum(dim=1)
+    return F.kl_div(_log_softmax(logits), log_p, reduction="none", log_target=True).sum(dim=1)

@@ -10,10 +10,11 @@ and in w:
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from ..core.errors import unknown
 from ..core.noise import Rng
 from ..denoisers.base import column
 from .levels import Levels, LogUniform
@@ -29,6 +30,10 @@ class Denoising:
     weighting: Weighting = "edm"
     sigma_data: float = 0.25
     """Standard deviation of the data on [0, 1] pixels, for ``edm``."""
+
+    def __post_init__(self) -> None:
+        if self.weighting not in get_args(Weighting):
+            raise unknown("weighting", self.weighting, get_args(Weighting))
 
     def sigma(self, x: Tensor, rng: Rng) -> Tensor:
         """A level of noise for every image [b]."""

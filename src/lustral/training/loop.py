@@ -7,6 +7,7 @@ adversarial objectives make a dozen.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -64,24 +65,28 @@ def train(
 
     All randomness is addressed by step and position in the batch, so a run resumed from ``Progress.state()`` continues
     as if it had not stopped, and another number of processes sees the same images and noise (dropout's apart). When the
-    generator is exhausted the model holds the averaged weights. Batch normalisation uses the statistics of a process's
-    own part.
+    generator is exhausted the model holds the averaged weights. Parameters that are frozen stay so, unless all are.
+    Batch normalisation uses the statistics of a process's own part.
     """
     if recipe.batch < workers.num_processes:
         raise UserError(f"A batch of {recipe.batch} cannot be shared by {workers.num_processes} processes; enlarge it.")
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
-    model.to(workers.device, memory_format=layout).requires_grad_(True)
+    model.to(workers.device, memory_format=layout)
+    if not any(p.requires_grad for p in model.parameters()):  # loaded weights are frozen
+        model.requires_grad_(True)
     optimiser = _optimiser(model, recipe)
     average = {name: t.detach().clone() for name, t in _floats(model)}
     start = 0
     if resume is not None:
         model.load_state_dict(resume["model"])
-        optimiser.load_state_dict(resume["optimiser"])
-        average, start = {name: t.to(workers.device) for name, t in resume["average"].items()}, resume["step"]
+        optimiser.load_state_dict(deepcopy(resume["optimiser"]))
+        average = {name: t.to(workers.device, copy=True) for name, t in resume["average"].items()}
+        start = resume["step"]
         del resume
 
     def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step + 1}
+        now = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step + 1}
+        return deepcopy(now)
 
     model.train()
     called = torch.compile(model) if recipe.compile else model

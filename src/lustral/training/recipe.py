@@ -1,10 +1,10 @@
 """How to train, as plain data; imports nothing heavy, so that the command line can show it."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
-from ..core.errors import UserError
+from ..core.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ class Recipe:
     """Seed of the weights, the order, the augmentation and the noise."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if choices and value not in choices:
+                raise unknown(field.name, value, choices)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{field.name} must be a finite number, not {value}.")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must lie between 0 and 2^63, not {self.seed}.")
         if self.steps < 1 or self.batch < 1 or self.lr <= 0 or not 0 <= self.ema < 1:
             raise UserError("A recipe needs steps ≥ 1, batch ≥ 1, lr > 0 and 0 ≤ ema < 1.")
         if not 1 <= self.accumulate <= self.batch:

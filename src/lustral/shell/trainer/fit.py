@@ -19,7 +19,7 @@ from ...training.batches import Images, Source
 from ...training.loop import Progress, train
 from ...training.recipe import Recipe
 from .. import weights
-from ..files import check_writable, write_text
+from ..files import check_suffix, check_writable, write_text
 from ..images import data as datasets
 from ..terminal import Quiet, command, console, progress, versions
 from . import curves, tasks
@@ -91,15 +91,14 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
     the averaged network is measured every so many steps: on validation images where those were kept out, else on test
     images.
     """
-    if out.suffix != ".safetensors":
-        better = out.with_suffix(".safetensors")
-        raise UserError(f"Weights are .safetensors files; name the output so, for example {better}.")
+    check_suffix(out, ".safetensors", "Weights are .safetensors files")
     check_writable(out)
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     parts = datasets.parts(choice.data)
     train_set, test = (parts.pick(split, choice.data) for split in (choice.split, "test"))
     task = tasks.make(asked, train_set)
+    tasks.try_part(task, train_set, recipe.batch // (recipe.accumulate * accelerator.num_processes))
     source = _source(choice, recipe, train_set)
     held = parts.pick("validation", choice.data) if choice.split == "fit" else test
     pixels = [t for images in (source.real, source.extra) if images for t in (images.x, images.y)]
@@ -156,6 +155,10 @@ def _source(choice: Choice, recipe: Recipe, train_set: Data) -> Source:
     real = Images(train_set.x, train_set.y)
     if choice.extra is None:
         return Source(real)
+    if not round(recipe.batch * recipe.extra_share):
+        raise UserError(
+            f"A share of {recipe.extra_share:g} of a batch of {recipe.batch} is less than one image; enlarge either."
+        )
     extra = datasets.load_bytes(choice.extra, "train")
     if extra.x.shape[1:] != shape or int(extra.y.max()) >= classes:
         raise UserError(

@@ -74,6 +74,8 @@ def make(asked: Asked, train_set: Data) -> Task:
     kind = "classifier" if asked.task in CLASSIFIERS else "denoiser"
     some = train_set.x[spread_rows(len(train_set.x), 10_000)]
     spread = round(as_floats(some).std().item(), 4)
+    if kind == "denoiser" and not spread:
+        raise UserError("All training images are one even grey, of which a denoiser learns nothing; check the data.")
     architecture, model = _network(asked, kind, train_set, spread)
     if kind == "classifier":
         return Task(kind, architecture, model, _robust(asked))
@@ -124,6 +126,18 @@ def _try(model: nn.Module, kind: str, images: Data) -> torch.Tensor:
         sides = "×".join(map(str, x.shape[2:]))
         raise UserError(
             f"The network cannot take images of {sides}; choose fewer levels, another patch or another network."
+        ) from e
+
+
+def try_part(task: Task, images: Data, count: int) -> None:
+    """Refuses parts of a batch with so few images that a classifier's batch normalisation has nothing to compare."""
+    try:
+        if task.kind == "classifier" and count == 1:
+            deepcopy(task.model).train()(as_floats(images.x[:1]))
+    except ValueError as e:
+        raise UserError(
+            "This network cannot be trained on one image at a time; enlarge --recipe.batch or choose a smaller "
+            "--recipe.accumulate."
         ) from e
 
 
