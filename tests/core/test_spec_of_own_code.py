@@ -1,5 +1,6 @@
 """What a user's own functions and objects are: their code, and all that it refers to."""
 
+import copy
 import subprocess
 import sys
 from functools import partial
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from lustral.attacks.losses import margin
-from lustral.core.spec import digest, spec
+from lustral.core.spec import PRINTED_MODULES, digest, spec
 from lustral.core.vote import Majority
 from lustral.defence import defend
 
@@ -102,3 +103,87 @@ def test_the_digest_is_the_same_in_every_process(tmp_path):
         found.add(made.stdout)
     assert len(found) == 1
     assert len(found.pop().strip()) == 32
+
+
+CONV = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "bias": False, "padding_mode": "reflect"}
+
+
+class Held(torch.nn.Module):
+    """A user's module, whose settings may be private."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self._temperature = temperature
+
+
+class Slotted:
+    __slots__ = ("__hidden", "width")
+
+    def __init__(self, width: int, hidden: int = 0):
+        self.width, self.__hidden = width, hidden
+
+
+def hooked(hook) -> torch.nn.Module:
+    module = torch.nn.Identity()
+    if hook is not None:
+        module.register_forward_pre_hook(hook)
+    return torch.nn.Sequential(module)
+
+
+def attention(heads: int = 2, **options) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.TransformerEncoderLayer(8, heads, 8, batch_first=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Held(1.0), Held(-1.0)),
+        (Slotted(1), Slotted(2)),
+        (Slotted(1), Slotted(1, 2)),
+        (hooked(None), hooked(lambda module, given: (given[0] + 1,))),
+        (hooked(lambda module, given: (given[0] + 2,)), hooked(lambda module, given: (given[0] + 1,))),
+        (attention(2), attention(4)),
+        (attention(), attention(norm_first=True)),
+        (attention(activation="relu"), attention(activation="gelu")),
+        (torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(2, divisor_override=3)),
+        (torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(2, count_include_pad=False)),
+        (torch.nn.Upsample(None, 2, "bilinear"), torch.nn.Upsample(None, 2, "bilinear", align_corners=True)),
+    ],
+)
+def test_settings_that_a_module_does_not_print_are_part_of_it(one, other):
+    assert digest(one) != digest(other)
+
+
+def test_what_a_module_is_does_not_change_by_copying_or_calling():
+    for module in (attention(), Held(1.0), hooked(None)):
+        before = digest(module)
+        assert digest(copy.deepcopy(module)) == before
+        if not isinstance(module, Held):
+            module.eval()(torch.zeros(1, 3, 8))
+        assert digest(module) == before
+
+
+def test_modules_that_count_as_printed_hold_nothing_that_they_do_not_print():
+    """Every argument of theirs shows in the printed form, or in a tensor that goes with it."""
+    different = {
+        torch.nn.Conv2d: [((2, 2, 3), {name: value}) for name, value in CONV.items()],
+        torch.nn.BatchNorm2d: [((2,), o) for o in ({"eps": 1.0}, {"momentum": 0.5}, {"affine": False})],
+        torch.nn.GroupNorm: [((1, 4), {"eps": 1.0}), ((2, 4), {})],
+        torch.nn.LayerNorm: [((4,), {"eps": 1.0}), ((4,), {"bias": False})],
+        torch.nn.GELU: [((), {"approximate": "tanh"})],
+        torch.nn.LeakyReLU: [((0.5,), {})],
+        torch.nn.ELU: [((0.5,), {})],
+        torch.nn.Softplus: [((2.0,), {}), ((1.0, 3.0), {})],
+        torch.nn.MaxPool2d: [((2,), o) for o in ({"stride": 1}, {"padding": 1}, {"dilation": 2}, {"ceil_mode": True})],
+        torch.nn.Flatten: [((2,), {}), ((1, 2), {})],
+        torch.nn.Dropout: [((0.1,), {})],
+        torch.nn.Embedding: [((2, 2), {"padding_idx": 1}), ((2, 2), {"max_norm": 1.0})],
+    }
+    plain = {torch.nn.GroupNorm: (1, 4), torch.nn.Conv2d: (2, 2, 3), torch.nn.BatchNorm2d: (2,)}
+    plain |= {torch.nn.LayerNorm: (4,), torch.nn.MaxPool2d: (2,), torch.nn.Embedding: (2, 2)}
+    for kind, changes in different.items():
+        assert kind in PRINTED_MODULES
+        made = [kind(*plain.get(kind, ()))] + [kind(*args, **options) for args, options in changes]
+        seen = {(repr(m), tuple((n, tuple(t.shape)) for n, t in m.state_dict().items())) for m in made}
+        assert len(seen) == len(changes) + 1

@@ -99,11 +99,21 @@ def _function(function: FunctionType, seen: set[int]) -> dict:
 def _plain(obj: Any, seen: set[int]) -> dict:
     """An object that describes itself neither as a dataclass nor as a module: its attributes, if it is a user's own."""
     made, module = {"type": _name(type(obj))}, sys.modules[type(obj).__module__]
-    own = hasattr(obj, "__dict__") and not _installed(module.__name__, getattr(module, "__file__", None))
-    if id(obj) in seen or not own:
+    if id(obj) in seen or _installed(module.__name__, getattr(module, "__file__", None)):
         return made
     seen.add(id(obj))
-    return made | {name: spec(value, seen) for name, value in vars(obj).items()}
+    slots = [name for kind in type(obj).__mro__ for name in _slots(kind) if hasattr(obj, name)]
+    held = {name: getattr(obj, name) for name in slots} | getattr(obj, "__dict__", {})
+    return made | {name: spec(value, seen) for name, value in held.items()}
+
+
+def _slots(kind: type) -> list[str]:
+    """The attributes that a class declares to have in place of a dictionary, under the names that they are found by."""
+    given = kind.__dict__.get("__slots__", ())
+    named = [given] if isinstance(given, str) else list(given)
+    private = f"_{kind.__name__.lstrip('_')}"
+    found = [private + name if name.startswith("__") and not name.endswith("__") else name for name in named]
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
 
 
 def _installed(module: str, file: str | None) -> bool:
@@ -164,18 +174,32 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [f"{path}: {json.dumps(a)[:80]} → {json.dumps(b)[:80]}"]
 
 
-RUNTIME = ("training", "lanes")
-"""Attributes of modules that change no result: a defence may compute fewer rows at a time."""
+RUNTIME = {"lanes", "_key", "_calls", *vars(nn.Module())}
+"""Attributes of modules that change no result (a defence may compute fewer rows at a time), or are described apart."""
+COMPLETE = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.Embedding),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Flatten),
+    *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.MaxPool2d),
+    *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Sequential, nn.ModuleList, nn.ModuleDict),
+)
+PRINTED_MODULES = {kind: {} for kind in COMPLETE} | {
+    nn.AvgPool2d: {"count_include_pad": True, "divisor_override": None},
+    nn.Upsample: {"align_corners": None, "recompute_scale_factor": None},
+}
+"""torch's modules that print what they are, and what they leave out with its usual value; others are told in full."""
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What a module and its parts hold as attributes, but for None; torch's own print theirs."""
+    """What a module and its parts hold as attributes, but for None, and hooks that change what passes."""
     found = {}
     for place, part in module.named_modules():
-        if not type(part).__module__.startswith("torch.nn."):
-            for name, value in vars(part).items():
-                if not (value is None or name in RUNTIME or name.startswith("_")):
-                    found[f"{place}.{name}"] = value
+        left = PRINTED_MODULES.get(type(part))
+        for name, value in vars(part).items():
+            told = (name not in RUNTIME and value is not None) if left is None else value != left.get(name, value)
+            found |= {f"{place}.{name}": value} if told else {}
+        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        own = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("lustral.")]
+        found |= {f"{place} hooks": own} if own else {}
     return found
 
 
