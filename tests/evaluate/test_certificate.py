@@ -171,7 +171,21 @@ def test_binarisation_of_a_single_class_says_that_there_is_nothing_to_say():
     assert binarise(System("s", Defence(linear()), random=False), alike, Linf(0.1), null, null, KEY) == (0, None, None)
 
 
+class Calling(nn.Module):
+    """A module that calls some of its parts."""
+
+    def __init__(self, parts: nn.Module, call):
+        super().__init__()
+        self.parts, self.call = parts, call
+
+    def forward(self, x):
+        return self.call(x)
+
+
 def test_features_are_what_the_last_linear_layer_takes_in():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
     assert torch.equal(Features(net)(DATA.x), net[:3](DATA.x))
     assert torch.equal(Features(classifier)(DATA.x), classifier(DATA.x))
+    net.unused = nn.ModuleList([nn.Linear(7, 7)])  # as a model of images and texts has one
+    forward = nn.Sequential(*list(net)[:4]).forward
+    assert torch.equal(Features(Calling(net, forward))(DATA.x), net[:3](DATA.x))

@@ -286,6 +286,32 @@ def test_nan_is_never_right():
 
 
 def test_the_anytime_interval_of_sorted_values_says_nothing():
-    """They are no random order: every mean is refuted, and the interval must not look tight."""
-    found = metrics.sequence([1.0] * 500 + [0.0] * 500)
-    assert (found.low, found.high) == (0, 1)
+    """They are no random order: every mean is refuted, or their own is, and the interval must not look tight."""
+    by_class = [float(i < right) for right in (45, 40, 35, 30, 25) for i in range(50)]
+    for values in ([1.0] * 500 + [0.0] * 500, [1.0] * 64 + [0.0] * 64, sorted(by_class)):
+        found = metrics.sequence(values)
+        assert (found.low, found.high) == (0, 1)
+
+
+def test_a_share_above_a_quantile_of_the_same_images_has_an_interval_that_holds():
+    """Where the quantile is taken for known, four in five intervals hold."""
+    truth, held = 1 - stats.norm.cdf(stats.norm.ppf(0.95) - 1), 0
+    for seed in range(200):
+        rng = Key(seed).rng(64)
+        levels, scores = (rng.fold(part).normal(torch.empty(64)) for part in ("levels", "scores"))
+        found = metrics.share_above(scores + 1, levels, 0.95)
+        assert found.value == float((scores + 1 > torch.quantile(levels, 0.95, interpolation="higher")).double().mean())
+        held += found.low <= truth <= found.high
+    assert held >= 176
+    assert metrics.share_above(torch.ones(8), torch.zeros(8), 0.95) == metrics.wilson(1.0, 8)
+
+
+def test_accuracies_that_are_all_alike_have_wilsons_interval():
+    assert metrics.average_by_bootstrap(torch.ones(64)) == metrics.wilson(1.0, 64)
+    mixed = torch.tensor([0.0, 0.5, 1.0, 1.0])
+    assert metrics.average_by_bootstrap(mixed) == metrics.bootstrap(mixed)
+
+
+def test_flips_in_both_directions_are_twice_those_in_one():
+    assert metrics.flipped(torch.tensor([1.0, 1.0, 1.0, 1.0])) == pytest.approx(2 / 16)
+    assert metrics.flipped(torch.tensor([1.0, -1.0])) == 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 import lustral
 from digits import digits
+from lustral.core.noise import Key
 from lustral.evaluate import certificate, metrics
-from lustral.evaluate.protocol import Data
+from lustral.evaluate.protocol import Data, shuffled
 from lustral.shell.ledger import Ledger
 
 
@@ -52,7 +54,7 @@ def test_an_unknown_suite_is_refused():
         lustral.assess(lustral.defend(lustral.classifier("digits-cnn")), digits(2), lustral.Linf(0.1), "quik")
 
 
-def test_the_anytime_interval_goes_through_images_as_the_data_have_them(tmp_path):
+def test_the_anytime_interval_goes_through_images_in_an_order_of_its_own(tmp_path):
     few = digits(8)
     turned = few._replace(ids=torch.arange(8).flip(0))
     defence = lustral.defend(lustral.classifier("digits-cnn"), blur)
@@ -61,8 +63,45 @@ def test_the_anytime_interval_goes_through_images_as_the_data_have_them(tmp_path
         worst = ledger.outcomes("defence", "worst")
     shares = metrics.right(worst.logits, worst.y).double().mean(dim=1)
     assert worst.ids.tolist() == list(range(8))
-    assert not torch.equal(shares, shares.flip(0)), "or the order would not matter"
-    assert found["details"]["defence"]["sequence"] == list(metrics.sequence(shares.flip(0).tolist()))
+    order = shuffled(turned, Key(0))
+    assert sorted(order) == list(range(8))
+    assert order != list(range(8))
+    assert not torch.equal(shares, shares[order]), "or the order would not matter"
+    assert found["details"]["defence"]["sequence"] == list(metrics.sequence(shares[order].tolist()))
+
+
+class Pair(torch.nn.Module):
+    """A network with more than one output, as an autoencoder's."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.9))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        return self.scale * x, {"logvar": x}
+
+
+@dataclass(frozen=True)
+class Through:
+    net: Pair
+    n_steps = 1
+
+    def init(self, x, rng):
+        return x
+
+    def step(self, i, state, rng):
+        return self.net(state)[0]
+
+    def readout(self, state):
+        return state
+
+
+def test_networks_of_any_output_and_logits_in_bfloat16_are_evaluated():
+    net = lustral.classifier("digits-cnn")
+    defence = lustral.defend(lambda x: net(x).bfloat16(), Through(Pair()))
+    found = lustral.assess(defence, digits(2), lustral.Linf(0.1), "smoke")
+    clean = next(row for row in found["rows"] if row["stage"] == "clean")
+    assert clean["forward"] == 2 * clean["draws"]
 
 
 def given(**changes) -> Data:

@@ -1,11 +1,13 @@
 """Whole evaluations by suites: shards, early stops, reviews, exports, and numbers that are withheld."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lustral.evaluate import certificate
 from lustral.evaluate.findings import Finding
@@ -120,16 +122,29 @@ def test_verify_notices_a_ledger_that_was_changed(run, lustral, capfd, change, w
     assert words in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("part", ["rows", "withheld", "findings"])
+@pytest.mark.parametrize("part", ["rows", "withheld", "findings", "threat", "details"])
 def test_verify_notices_results_that_the_ledger_does_not_give(run, lustral, capfd, part):
     said = json.loads((run / "results.json").read_text())
     if part == "rows":
         said["rows"][0]["accuracy"] = 0.97
+    elif part == "threat":
+        said["threat"]["eps"] = 0.5
+    elif part == "details":
+        said["details"]["diffpure"]["bootstrap"][1] += 0.01
     else:
         said[part] = {"diffpure": []}
     (run / "results.json").write_text(json.dumps(said))
     assert lustral("verify", str(run)) == 2
     assert "does not say what its ledger does" in capfd.readouterr().err
+
+
+def test_what_is_not_a_number_on_both_sides_is_the_same():
+    nan, inf = math.nan, math.inf
+    same = [torch.tensor([1.0, nan, inf]), torch.tensor([])]
+    assert review._gap(same, [t.clone() for t in same]) == 0
+    for other in ([1.0, 2.0, inf], [1.0, nan, 2.0], [nan, nan, inf]):
+        assert review._gap(same, [torch.tensor(other), same[1]]) > 1e9
+    assert review._gap([torch.zeros(2), torch.tensor([nan])], [torch.zeros(2), torch.tensor([1.0])]) > 1e9
 
 
 def test_verify_refuses_what_it_cannot_repeat(run, lustral, capfd):

@@ -111,10 +111,11 @@ def test_checks_are_told_in_words_and_not_by_colour_alone(page):
     ("test", "reading"),
     [
         ({"p": 0.3, "difference": [-0.14, -0.18, -0.1]}, "DiffPure SDE is better"),
+        ({"p": 0.3, "p_flip": 0.2, "difference": [-0.14, -0.18, -0.1]}, "no clear difference"),
         ({"p": 0.01, "difference": [0.01, -0.02, 0.04]}, "no clear difference"),
         ({"p": 0.01}, "ADP is better"),
     ],
-    ids=["the interval", "the interval before p", "p where there is no interval"],
+    ids=["the interval", "the interval, but no test", "the interval before p", "p where there is no interval"],
 )
 def test_two_systems_are_told_apart_by_the_interval_of_their_difference(test, reading):
     found = results()

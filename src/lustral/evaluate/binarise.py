@@ -36,29 +36,31 @@ class Binarised(NamedTuple):
 
 
 class Features:
-    """What the last linear layer of a classifier takes in, [b, features]; its logits where there is no such layer."""
+    """What the linear layer that a classifier calls last takes in, [b, features]; its logits where it calls none."""
 
     def __init__(self, classifier):
         self.classifier = classifier
-        layers = [layer for part in modules_in(classifier) for layer in part.modules() if isinstance(layer, nn.Linear)]
-        self.layer = layers[-1] if layers else None
+        parts = modules_in(classifier)
+        self.layers = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.layer is None:
-            return self.classifier(x)
-        seen: list[Tensor] = []
-        here = threading.get_ident()  # other systems may share the layer, in threads of their own
+        seen: list[tuple[nn.Module, Tensor]] = []
+        here = threading.get_ident()  # other systems may share the layers, in threads of their own
 
-        def note(_, inputs) -> None:
+        def note(layer: nn.Module, inputs: tuple) -> None:
             if threading.get_ident() == here:
-                seen.append(inputs[0])
+                seen.append((layer, inputs[0]))
 
-        hook = self.layer.register_forward_pre_hook(note)
+        hooks = [layer.register_forward_pre_hook(note) for layer in self.layers]
         try:
-            self.classifier(x)
+            logits = self.classifier(x)
         finally:
-            hook.remove()
-        return torch.cat(seen)[: len(x)].flatten(1).to(x)  # the layer may compute elsewhere, and in bfloat16
+            for hook in hooks:
+                hook.remove()
+        if not seen:
+            return logits
+        found = torch.cat([inputs for layer, inputs in seen if layer is seen[-1][0]])
+        return found[: len(x)].flatten(1).to(x)  # the layer may compute elsewhere, and in bfloat16
 
 
 class TwoClasses:

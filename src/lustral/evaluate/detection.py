@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from .metrics import Estimate, bootstrap, wilson
+from .metrics import Estimate, bootstrap, share_above, wilson
 
 ALARMS = 0.05
 """The share of false alarms at which a detector is compared."""
@@ -48,10 +48,9 @@ def detect(clean: Tensor, attacked: Tensor) -> Detection:
     area = wilson(float(wins.mean()), len(clean)) if apart else bootstrap(influence)
     levels = torch.cat([clean, attacked]).unique().flip(0)
     false, true = ((scores[:, None] >= levels).double().mean(dim=0) for scores in (clean, attacked))
-    alarm = torch.quantile(clean, 1 - ALARMS, interpolation="higher")
     return Detection(
         Estimate(area.value, max(0.0, area.low), min(1.0, area.high)),
-        wilson((attacked > alarm).double().mean().item(), len(clean)),
+        share_above(attacked, clean, 1 - ALARMS),
         [0.0, *false.tolist()],
         [0.0, *true.tolist()],
     )

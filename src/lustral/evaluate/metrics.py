@@ -5,6 +5,7 @@ means over images of each image's own estimate. Intervals are Wilson's with n = 
 trials: an image's estimate lies in [0, 1], so its variance is at most p(1 − p) and the interval is conservative.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -148,9 +149,30 @@ RESAMPLES = 2000
 
 def bootstrap(values: Tensor, confidence: float = 0.95) -> Estimate:
     """The mean of per-image values [n] with the percentile interval of a bootstrap over images, always the same one."""
-    means = values.double()[_resampled(len(values))].mean(dim=1)
+    return _percentiles(values.double().mean().item(), values.double()[_resampled(len(values))].mean(dim=1), confidence)
+
+
+def _percentiles(value: float, means: Tensor, confidence: float) -> Estimate:
     low, high = torch.quantile(means, torch.tensor([0.5 - confidence / 2, 0.5 + confidence / 2]).double()).tolist()
-    return Estimate(values.double().mean().item(), low, high)
+    return Estimate(value, low, high)
+
+
+def average_by_bootstrap(accuracies: Tensor) -> Estimate:
+    """The mean of accuracies per image [n] by ``bootstrap``; Wilson's where all are alike and it had no width."""
+    value = accuracies.double().mean().item()
+    return wilson(value, len(accuracies)) if len(accuracies.unique()) == 1 else bootstrap(accuracies)
+
+
+def share_above(scores: Tensor, levels: Tensor, beyond: float) -> Estimate:
+    """The share of scores [n] above the ``beyond`` quantile of levels [n] of the same images, with an interval.
+
+    A bootstrap over images, which finds the quantile anew in every sample; Wilson's where all samples agree.
+    """
+    rank = math.ceil(beyond * (len(levels) - 1)) + 1
+    rows = _resampled(len(levels))
+    shares = (scores[rows] > levels[rows].kthvalue(rank, dim=1, keepdim=True).values).double().mean(dim=1)
+    value = float((scores > levels.kthvalue(rank).values).double().mean())
+    return wilson(value, len(scores)) if bool((shares == value).all()) else _percentiles(value, shares, 0.95)
 
 
 def _resampled(n: int) -> Tensor:
@@ -176,13 +198,18 @@ def sign_flip(values: Tensor) -> float:
     return float(low.mean() if n <= 10 else (low.sum() + 1) / (RESAMPLES + 1))
 
 
+def flipped(values: Tensor) -> float:
+    """Two-sided p of the mean of paired differences [n] being this far from 0 by chance, by flipping their signs."""
+    return min(1.0, 2 * min(sign_flip(values), sign_flip(-values)))
+
+
 def sequence(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """The mean of values in [0, 1] with an interval that holds at every sample size at once (anytime-valid).
 
     The hedged capital process of Waudby-Smith and Ramdas (2024, theorem 3) with its predictable plug-in bets: one may
     look after every image and stop when the interval is tight, without the bias of many looks. The values must come in
-    random order, fixed before any was seen; where they are sorted, by class say, no mean may be possible, and the
-    interval is all of [0, 1].
+    random order, fixed before any was seen. Where they are sorted, by class say, it means nothing; it is all of [0, 1]
+    where no mean is possible, or the values' own is not.
     """
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
@@ -196,8 +223,10 @@ def sequence(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     up = np.log1p(np.minimum(bets, 0.5 / np.maximum(grid, 1e-9)[:, None]) * (x - grid[:, None])).cumsum(axis=1)
     down = np.log1p(-np.minimum(bets, 0.5 / np.maximum(1 - grid, 1e-9)[:, None]) * (x - grid[:, None])).cumsum(axis=1)
     possible = (np.maximum(up, down).max(axis=1) + np.log(0.5)) < np.log(1 / alpha)
-    inside, step = grid[possible] if possible.any() else grid, float(grid[1])
-    return Estimate(float(x.mean()), max(0.0, float(inside.min()) - step), min(1.0, float(inside.max()) + step))
+    inside, step, value = grid[possible], float(grid[1]), float(x.mean())
+    if not (len(inside) and inside.min() - step <= value <= inside.max() + step):
+        inside = grid
+    return Estimate(value, max(0.0, float(inside.min()) - step), min(1.0, float(inside.max()) + step))
 
 
 def per_class(right: Tensor, y: Tensor) -> dict[int, Estimate]:

@@ -40,6 +40,12 @@ class Data(NamedTuple):
         return Data(*(part[rows] for part in (self.ids, self.x, self.y)))
 
 
+def shuffled(data: Data, key: Key) -> list[int]:
+    """Image ids in the order in which an anytime-valid interval sees them, whatever the order of the file."""
+    u = key.fold("order").rng(1).uniform(torch.empty(1, len(data.ids)))[0]
+    return data.ids[u.argsort(stable=True)].tolist()
+
+
 @dataclass(frozen=True, eq=False)
 class System:
     """A named defence, the meter that counts its network's rows, and what suites know of it.

@@ -1,7 +1,7 @@
 """One call for a researcher: a defence of one's own, any data, a suite; results as a dict, and a page if wanted."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..defence import Defence, modules_in
 from ..denoisers.base import Meter
 from ..evaluate import suites
 from ..evaluate.certificate import draws_noise
-from ..evaluate.protocol import Data, System
+from ..evaluate.protocol import Data, System, shuffled
 from . import build, folder, plan, results, runner, views
 from .ledger import Ledger
 from .options import Resources
@@ -86,8 +86,16 @@ def _count(system: System, watching: ExitStack) -> None:
     """Lets the system's meter count the rows of its networks; functions that hold theirs in a closure are not seen."""
     defence, meter = system.defence, system.meter
     for net in modules_in(defence.classifier if defence.purifier is None else defence.purifier):
-        hook = net.register_forward_hook(lambda _, inputs, out: meter.note(out))
+        hook = net.register_forward_hook(lambda _, inputs, out: [meter.note(t) for t in _tensors(out)[:1]] and None)
         watching.callback(hook.remove)
+
+
+def _tensors(out: object) -> list[Tensor]:
+    """The tensors of a network's output, which may be a tuple, a list or a mapping of them."""
+    if isinstance(out, Tensor):
+        return [out]
+    parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, list | tuple) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _fold(
@@ -96,7 +104,7 @@ def _fold(
     found = results.results(
         ledger,
         jobs,
-        order=data.ids.tolist(),
+        order=shuffled(data, key),
         title=", ".join(dict.fromkeys(job.system.name for job in jobs)),
         command="lustral.assess",
         suite=suite,

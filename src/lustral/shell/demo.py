@@ -5,7 +5,7 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Linf
-from ..evaluate.protocol import Job, System
+from ..evaluate.protocol import Job, System, shuffled
 from . import build, folder, results, runner, views
 from .images import data as datasets
 from .ledger import Ledger
@@ -85,7 +85,7 @@ def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, 
         found = results.results(
             ledger,
             main_jobs,
-            order=data.ids.tolist(),
+            order=shuffled(data, key),
             title="Lustral demo",
             command=command(),
             seed=seed,

@@ -297,11 +297,12 @@ class Ledger:
     def digest(self) -> str:
         """A hash of the run's identity and of all its results, in a fixed order; costs are not part of it."""
         h = hashlib.sha256(digest(self.spec()).encode())
-        for table, columns in RESULTS.items():
-            for row in self._rows(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4"):
-                if table == "candidates":  # compressors of other builds may pack the same image otherwise
-                    row = (*row[:-1], zlib.decompress(row[-1]))
-                h.update(repr(row).encode())
+        with self._saying():
+            for table, columns in RESULTS.items():
+                for row in self._db.execute(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4"):
+                    if table == "candidates":  # compressors of other builds may pack the same image otherwise
+                        row = (*row[:-1], zlib.decompress(row[-1]))
+                    h.update(repr(row).encode())
         return h.hexdigest()[:32]
 
 
@@ -335,4 +336,4 @@ def _taken(history: Tensor) -> bytes:
 
 
 def _bytes(t: Tensor) -> bytes:
-    return t.detach().cpu().contiguous().numpy().astype("<f4").tobytes()
+    return t.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()

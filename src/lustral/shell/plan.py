@@ -14,7 +14,7 @@ from ..core.spec import differences
 from ..core.threat import Threat
 from ..evaluate import metrics, suites
 from ..evaluate.certificate import draws_noise
-from ..evaluate.protocol import Data, Job, System, describe, pending
+from ..evaluate.protocol import Data, Job, System, describe, pending, shuffled
 from ..training.batches import as_floats
 from . import build, folder, results, runner, views, weights
 from .files import write_text
@@ -110,7 +110,7 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
         if width is None:
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, mine)
             return
-        ids = plan.data.ids.tolist()
+        ids = shuffled(plan.data, plan.key)
         for end in range(WAVE, len(ids) + WAVE, WAVE):
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, set(ids[:end]))
             if all(narrow(ledger, system, ids, width) for system in plan.systems):
@@ -145,7 +145,7 @@ def fold(plan: Plan, ledger: Ledger, command: str, stopped: bool) -> dict:
     found = results.results(
         ledger,
         plan.jobs,
-        order=plan.data.ids.tolist(),
+        order=shuffled(plan.data, plan.key),
         stopped=stopped,
         title=f"{', '.join(system.name for system in plan.systems)} on {_images(options)}",
         command=command,

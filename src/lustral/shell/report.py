@@ -148,10 +148,10 @@ def _points(difference: Sequence[float]) -> str:
 
 
 def _reading(test: dict, looks: dict[str, Look]) -> str:
-    """Which of two systems the interval of their difference speaks for; McNemar's p where there is none."""
+    """Which of two systems the interval of their difference speaks for, and a test too; McNemar's p where it is all."""
     if test.get("difference"):
         value, low, high = test["difference"]
-        clear = low > 0 or high < 0
+        clear = (low > 0 or high < 0) and test.get("p_flip", 0.0) < 0.05
     else:
         value, clear = test["only_a"] - test["only_b"], test["p"] < 0.05
     return f"{looks[test['a' if value > 0 else 'b']].label} is better" if clear else "no clear difference"

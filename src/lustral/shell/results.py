@@ -45,7 +45,8 @@ class Run:
     def outcomes(self, job: Job) -> Outcomes:
         name = job.system.name, job.stage.name
         if name not in self._found:
-            self._found[name] = self.ledger.outcomes(*name)
+            found = self.ledger.outcomes(*name)  # of which all images together may not fit into memory
+            self._found[name] = found._replace(x=found.x[:0].clone())
         return self._found[name]
 
     def of(self, system: str) -> dict[str, Job]:
@@ -164,10 +165,10 @@ def _vote_name(job: Job) -> str:
 
 
 def with_null(run: Run, rows: list[dict]) -> None:
-    """Puts the null control beside every row, on the row's images: its accuracy, and what as many looks leave of it."""
+    """Puts the null control beside rows of its size, on a row's images: its accuracy, and what as many looks leave."""
     for line, job in zip(rows, run.jobs, strict=True):
         null = run.of(line["system"]).get("null")
-        if null is None:
+        if null is None or job.stage.bound not in (None, null.stage.bound):
             continue
         found, right = run.outcomes(null), decisions(run, null)
         ids = set(run.outcomes(job).ids.tolist()) | decided(job, run.ledger)
@@ -195,7 +196,7 @@ def details(run: Run, name: str) -> dict:
         "risks": _risks(run, last) if robust else [],
         "clean_risks": _risks(run, stages["clean"]) if "clean" in stages else [],
         "published": [item._replace(value=item.value and list(item.value))._asdict() for item in others],
-        "bootstrap": list(metrics.bootstrap(torch.tensor([*verdicts.values()], dtype=torch.float64))),
+        "bootstrap": list(metrics.average_by_bootstrap(torch.tensor([*verdicts.values()], dtype=torch.float64))),
         "sequence": list(metrics.sequence([verdicts[image] for image in run.order if image in verdicts])),
         "per_class": {label: list(value) for label, value in metrics.per_class(right, found.y).items()},
         "draws_right": right.sum(dim=1).tolist(),
@@ -341,6 +342,7 @@ def paired(run: Run) -> list[dict]:
     for (a, (job, ids, x)), (b, (_, others, y)) in combinations(right.items(), 2):
         if torch.equal(ids, others):
             test = metrics.mcnemar(metrics.mostly_right(x), metrics.mostly_right(y))
-            between = metrics.bootstrap(x.double().mean(dim=1) - y.double().mean(dim=1))
-            lines.append({"a": a, "b": b, "stage": job.stage.name, **test._asdict(), "difference": list(between)})
+            apart = x.double().mean(dim=1) - y.double().mean(dim=1)
+            line = {"a": a, "b": b, "stage": job.stage.name, **test._asdict()}
+            lines.append(line | {"difference": list(metrics.bootstrap(apart)), "p_flip": metrics.flipped(apart)})
     return lines

@@ -30,9 +30,7 @@ def pictures(ledger: Ledger, jobs: Sequence[Job], data: Data, key: Key) -> dict[
     shown = data[[place[image] for image in worst]]
     out: dict[str, np.ndarray] = {"y": shown.y.numpy()}
     for name, job in last.items() if worst else ():
-        found = run.outcomes(job)
-        rows = {image: row for row, image in enumerate(found.ids.tolist())}
-        attacked = found.x[[rows[image] for image in worst]]
+        attacked = ledger.candidates(job.system.name, job.stage.name, worst)
         views = _views(job.system.defence, shown, attacked, key.fold(name))
         out |= {f"{name}/{what}": array for what, array in views.items()}
     return out
@@ -60,5 +58,5 @@ def _views(defence, shown: Data, x: Tensor, key: Key) -> dict[str, np.ndarray]:
     if defence.purifier is not None:
         film = torch.stack([x, *frames])
         distance = (film - shown.x).square().flatten(2).mean(dim=2).sqrt()
-        out |= {"trajectory": film[:, 0].numpy(), "trajectory_norm": distance.mean(dim=1).numpy()}
+        out |= {"trajectory": film[:, 0].clone().numpy(), "trajectory_norm": distance.mean(dim=1).numpy()}
     return out
