@@ -70,16 +70,16 @@ class Reach:
 @pytest.mark.parametrize(("draws", "order"), [(4, ByDraw.by_mean), (1, ByDraw.by_first_draw)], ids=["mean", "first"])
 def test_classes_are_tried_in_the_order_of_the_clean_mean_logits(draws, order):
     search = Reach()
-    Targeted(search, 9, Selection(draws)).run(ByDraw(), pictures(7, 8, 9), ByDraw.y, KEY.rng(3))
+    Targeted(search, 9, Selection(draws)).run(ByDraw(), pictures(0.25, 0.5, 1), ByDraw.y, KEY.rng(3))
     assert len(search.ran) == 3, "a class has no more than the others to reach"
     for k, (ids, x, pairs) in enumerate(search.ran):
-        assert (ids, x) == ([0, 1, 2], [7, 8, 9])
+        assert (ids, x) == ([0, 1, 2], [0.25, 0.5, 1])
         assert pairs == [(0, order[0][k]), (2, order[1][k]), (3, order[2][k])]
 
 
 def test_fooled_images_are_left_alone_and_the_best_of_the_others_targets_is_kept():
     search = Reach(fooled={(0, 3), (2, 3)})
-    found = Targeted(search, 3, Selection(4)).run(ByDraw(), pictures(7, 8, 9), ByDraw.y, KEY.rng(3))
+    found = Targeted(search, 3, Selection(4)).run(ByDraw(), pictures(0.25, 0.5, 1), ByDraw.y, KEY.rng(3))
     assert [(ids, pairs) for ids, _, pairs in search.ran] == [
         ([0, 1, 2], [(0, 3), (2, 0), (3, 0)]),
         ([1, 2], [(2, 3), (3, 2)]),
@@ -92,14 +92,14 @@ def test_fooled_images_are_left_alone_and_the_best_of_the_others_targets_is_kept
 
 def test_all_targets_are_tried_where_no_image_leaves():
     search = Reach(fooled={(0, 3), (2, 0), (3, 0)})
-    Targeted(search, 2, Selection(4), leave=False).run(ByDraw(), pictures(7, 8, 9), ByDraw.y, KEY.rng(3))
+    Targeted(search, 2, Selection(4), leave=False).run(ByDraw(), pictures(0.25, 0.5, 1), ByDraw.y, KEY.rng(3))
     assert [ids for ids, *_ in search.ran] == [[0, 1, 2]] * 2
 
 
 def test_the_search_ends_once_all_images_are_fooled():
     search = Reach(fooled={(0, 3), (2, 0), (3, 0)})
     attack = Targeted(search, 3, Selection(4))
-    attack.run(ByDraw(), pictures(7, 8, 9), ByDraw.y, KEY.rng(3))
+    attack.run(ByDraw(), pictures(0.25, 0.5, 1), ByDraw.y, KEY.rng(3))
     assert len(search.ran) == 1
     assert (attack.looks, attack.threat) == (15, search.threat)
 
@@ -107,7 +107,7 @@ def test_the_search_ends_once_all_images_are_fooled():
 def test_classes_are_ranked_through_the_selections_adjoint_and_noise_is_met_once():
     victim = ByDraw()
     with audit() as seen:
-        Targeted(Reach(), 3, Selection(2, Skip())).run(victim, pictures(7, 8, 9), ByDraw.y, KEY.rng(3))
+        Targeted(Reach(), 3, Selection(2, Skip())).run(victim, pictures(0.25, 0.5, 1), ByDraw.y, KEY.rng(3))
     assert victim.adjoints == [Skip()]
     assert len(seen) == 9
     assert set(seen.values()) == {1}

@@ -9,7 +9,7 @@ from torch import Tensor
 from lustral.attacks.apgd import APGD
 from lustral.attacks.gradients import Look, exact
 from lustral.attacks.pgd import PGD
-from lustral.attacks.search import Best, Outcome, Restarts, join, unfooled
+from lustral.attacks.search import Best, Outcome, Restarts, begin, join, unfooled
 from lustral.core.errors import UserError
 from lustral.core.noise import Key, audit
 from lustral.core.threat import L2, Linf
@@ -147,11 +147,11 @@ class Script:
 def test_restarts_go_on_with_the_images_that_are_not_fooled_and_keep_the_better_candidate():
     search = Script([[0.5, 1.0, 0.5], [0.0, 9.0, 1.0], [0.5, 9.0, 9.0]], [[1.0, 1, 1], [5.0, 5, 0], [2.0, 5, 5]])
     attack = Restarts(search, 3)
-    found = attack.run(None, pictures(10, 11, 12), torch.tensor([4, 5, 6]), Key(1).rng(3))
+    found = attack.run(None, pictures(0.25, 0.5, 1), torch.tensor([4, 5, 6]), Key(1).rng(3))
     assert [(ids, x, y) for ids, x, y, _ in search.ran] == [
-        ([0, 1, 2], [10, 11, 12], [4, 5, 6]),
-        ([0, 2], [10, 12], [4, 6]),
-        ([0], [10], [4]),
+        ([0, 1, 2], [0.25, 0.5, 1], [4, 5, 6]),
+        ([0, 2], [0.25, 1], [4, 6]),
+        ([0], [0.25], [4]),
     ]
     assert found.x.flatten().tolist() == [3, 1, 2]
     assert found.wrong.tolist() == [0.5, 1, 1]
@@ -221,4 +221,4 @@ def test_an_image_without_a_gradient_stays_an_image(ball, search):
 
 def test_images_out_of_range_are_not_attacked():
     with pytest.raises(UserError, match=r"images to attack must lie in \[0, 1\] but span \[0, 255\]; divide by 255"):
-        Best(pictures(0, 255), 0)
+        begin(pictures(0, 255), torch.zeros(2, dtype=torch.long), 0)

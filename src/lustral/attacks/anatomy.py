@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from ..core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
+from ..core.purifier import Purifier
 from .composed import Targeted, Transfer
 from .deviated import Deviated
 from .estimators import SPSA, Growing, SignVoted
@@ -26,11 +27,11 @@ ADJOINTS = {
 
 
 def inside(attack: object) -> Iterator[object]:
-    """An attack and all that it is composed of, sources of a transfer and victims excepted."""
+    """An attack and all that it is composed of; sources of a transfer, victims and purifiers are no part of it."""
     yield attack
     for field in fields(attack):
         part = getattr(attack, field.name)
-        if is_dataclass(part) and not isinstance(part, type):
+        if is_dataclass(part) and not isinstance(part, type | Purifier):
             yield from inside(part)
 
 
@@ -90,7 +91,7 @@ def summary(attack: object) -> dict:
         "steps": find(attack, "steps") or find(attack, "queries"),
         "eot": growing.most if isinstance(growing, Growing) else find(attack, "eot"),
         "selection": select.draws if select else 0,
-        "restarts": find(attack, "times") or 1,
+        "restarts": next((p.times for p in inside(attack) if isinstance(p, Restarts)), 1),
         "targets": find(attack, "targets"),
         "looks": attack.looks,
     }

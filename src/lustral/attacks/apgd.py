@@ -11,7 +11,7 @@ from ..core.noise import Rng
 from ..core.threat import Threat
 from .gradients import Estimator, Look, Selection, Victim
 from .losses import Loss, cross_entropy
-from .search import Best, Outcome, usable
+from .search import Best, Outcome, begin, usable
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class APGD:
 
     @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         best = Best(x0, self.patience)
         state = _State.start(self.threat.start(x0, rng.fold("start")), 2 * self.threat.eps)
         windows = checkpoints(self.steps)

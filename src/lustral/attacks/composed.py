@@ -10,7 +10,7 @@ from ..core.noise import Rng
 from ..core.threat import Threat
 from .gradients import Selection, Victim
 from .losses import Loss, margin, truth
-from .search import Attack, Best, Outcome, join, unfooled
+from .search import Attack, Best, Outcome, begin, join, unfooled
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Targeted:
         return self.targets * self.search.looks
 
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         ranked = self._ranked(victim, x0, y, rng.fold("rank"))
         found = None
         for k in range(min(self.targets, ranked.shape[1])):
@@ -84,6 +85,7 @@ class Transfer:
         return len(self.sources)
 
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
         for k, source in enumerate(self.sources):
             found = self.search.run(source, x0, y, rng.fold("source", k))

@@ -9,9 +9,10 @@ from torch.nn.functional import cosine_similarity
 
 from ..core.adjoint import Adjoint
 from ..core.errors import UserError
+from ..core.lanes import Lanes
 from ..core.noise import Rng
 from ..core.purifier import Purifier
-from .gradients import Estimator, Gradient, Look, Victim, mistaken
+from .gradients import Estimator, Gradient, Look, Victim, by_halves, mistaken
 from .losses import Loss
 
 
@@ -31,6 +32,9 @@ class SPSA:
 
     @torch.no_grad()
     def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
+        return by_halves(self._look, victim, x, y, loss, rng)
+
+    def _look(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
         n, rows = self.samples, rng.repeat(self.samples)
         v = rows.fold("direction").sign(x.repeat_interleave(n, dim=0))
         base = x.repeat_interleave(n, dim=0)
@@ -86,11 +90,8 @@ class Displacement:
     eot: int = 1
 
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
-        rows = rng.repeat(self.eot)
-        state = self.purifier.init(x.repeat_interleave(self.eot, dim=0), rows.fold("init"))
-        for i in range(self.purifier.n_steps):
-            state = self.purifier.step(i, state, rows.fold("step", i))
-        return self.purifier.readout(state).view(len(x), self.eot, *x.shape[1:]).mean(dim=1) - x
+        clean = Lanes()(self.purifier, x.repeat_interleave(self.eot, dim=0), rng.repeat(self.eot))
+        return clean.view(len(x), self.eot, *x.shape[1:]).mean(dim=1) - x
 
 
 @dataclass(frozen=True)

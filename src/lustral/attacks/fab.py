@@ -10,7 +10,7 @@ from ..core.noise import Rng
 from ..core.threat import L1, L2, Linf, Threat
 from .gradients import Estimator, Look, Selection, Victim
 from .losses import toward
-from .search import Best, Outcome, usable
+from .search import Best, Outcome, begin, usable
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class FAB:
 
     @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         best, x = Best(x0, self.patience), x0.clone()
         best.choose(best.open(), x0, self.select(victim, x0, y, toward, rng.fold("select")))
         for i in range(self.steps):

@@ -16,7 +16,7 @@ from ..core.noise import Key, Rng
 from ..core.threat import Threat
 from .gradients import KnownNoise, Selection, Victim
 from .losses import margin, truth
-from .search import Best, Outcome
+from .search import Best, Outcome, begin
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
 _turn = threading.Lock()
@@ -69,6 +69,7 @@ class Foreign:
         return 1
 
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         if isinstance(victim, KnownNoise):
             raise UserError(
                 "Foreign attacks do not say which image a row is, so they cannot use known noise; give the library "

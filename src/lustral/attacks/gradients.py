@@ -107,6 +107,12 @@ class Estimator(Protocol):
     def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look: ...
 
 
+def by_halves(look: Estimator, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
+    """A look at all images, or where memory does not suffice for that, at halves of them."""
+    looks = in_parts(lambda part: look(victim, x[part], y[part], loss, rng[part]), torch.arange(len(x)), len(x))
+    return Look(*(torch.cat(found) for found in zip(*(found for _, found in looks), strict=True)))
+
+
 @dataclass(frozen=True)
 class Gradient:
     """An adjoint and the number of draws ``eot`` that are averaged."""
@@ -121,15 +127,9 @@ class Gradient:
     def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
         """Gradient [b, c, h, w] of the mean loss over draws, from the same forward pass as the loss and the success.
 
-        Zero where the victim cuts the graph, which the findings of an evaluation report. Where memory does not suffice
-        for all images they are taken in halves.
+        Zero where the victim cuts the graph, which the findings of an evaluation report.
         """
-
-        def job(part: Tensor) -> Look:
-            return self._look(victim, x[part], y[part], loss, rng[part])
-
-        looks = in_parts(job, torch.arange(len(x)), len(x))
-        return Look(*(torch.cat(found) for found in zip(*(look for _, look in looks), strict=True)))
+        return by_halves(self._look, victim, x, y, loss, rng)
 
     def _look(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
         leaf = x.detach().requires_grad_()

@@ -10,7 +10,7 @@ from ..core.noise import Rng
 from ..core.threat import Threat
 from .gradients import Estimator, Selection, Victim
 from .losses import Loss, cross_entropy
-from .search import Best, Outcome, usable
+from .search import Best, Outcome, begin, usable
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class PGD:
 
     @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         size = self.step_size or 2.5 * self.threat.eps / self.steps
         x = self.threat.start(x0, rng.fold("start")) if self.random_start else x0.clone()
         best, velocity = Best(x0, self.patience), torch.zeros_like(x0)
@@ -87,6 +88,7 @@ class RandomSign:
 
     @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
         for i in range(self.looks):
             noise, x = rng.fold("look", i), x0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core import check
 from ..core.errors import UserError
-from ..core.noise import Rng
+from ..core.noise import Key, Rng, as_rng
 from ..core.threat import Threat
 from .gradients import Look, Victim
 
@@ -41,6 +41,14 @@ class Attack(Protocol):
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome: ...
 
 
+def begin(x0: Tensor, y: Tensor, rng: Rng | Key | int) -> Rng:
+    """Says what is wrong with images to attack or with their labels ([b] or pairs [b, 2]); gives the attack's noise."""
+    check.images(x0, "images to attack")
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape[:1] != x0.shape[:1]:
+        raise UserError(f"An attack needs an int64 label for each of the {len(x0)} images.")
+    return as_rng(rng, len(x0))
+
+
 class Best:
     """The candidate with the largest share of wrong draws, and among those the largest mean loss, per image.
 
@@ -49,7 +57,8 @@ class Best:
     """
 
     def __init__(self, x0: Tensor, patience: int):
-        check.images(x0, "images to attack")
+        if patience < 0:
+            raise UserError(f"patience is 0 (never) or a number of looks, not {patience}.")
         self.x, self.patience = x0.clone(), patience
         self.loss, self.wrong = x0.new_full((len(x0),), -torch.inf), x0.new_full((len(x0),), -1.0)
         self.streak = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
@@ -129,6 +138,7 @@ class Restarts:
         return self.times * self.search.looks
 
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         found = self.search.run(victim, x0, y, rng.fold("restart", 0))
         for i in range(1, self.times):
             rows = unfooled(found, self.leave)

@@ -11,7 +11,7 @@ from ..core.noise import Rng
 from ..core.threat import Linf
 from .gradients import Selection, Victim
 from .losses import Loss, margin
-from .search import Best, Outcome
+from .search import Best, Outcome, begin
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Square:
 
     @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         best = Best(x0, self.patience)
         x, loss = x0.clone(), x0.new_full((len(x0),), -torch.inf)
         for i in range(self.queries):

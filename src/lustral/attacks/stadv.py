@@ -10,7 +10,7 @@ from ..core.errors import UserError
 from ..core.noise import Rng
 from .gradients import Estimator, Selection, Victim
 from .losses import Loss, margin
-from .search import Best, Outcome, usable
+from .search import Best, Outcome, begin, usable
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,16 @@ class Flow:
     eps: int = 1
 
     def __post_init__(self) -> None:
-        if self.eps < 1 or self.eps != int(self.eps):
+        if not 1 <= self.eps < float("inf") or self.eps != int(self.eps):
             raise UserError(f"A flow is bounded by a whole number of pixels from 1 on, not {self.eps}.")
+        object.__setattr__(self, "eps", int(self.eps))
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         low, high = _range(x0, self.eps)
         return torch.minimum(torch.maximum(x, low), high)
 
     def distance(self, x: Tensor, x0: Tensor) -> Tensor:
-        found = x.new_full((len(x),), float(max(x.shape[2:])))
+        found = x.new_full((len(x),), float(max(*x.shape[2:], self.eps + 1)))
         for radius in reversed(range(self.eps + 1)):
             low, high = _range(x0, radius)
             inside = ((x >= low - 1e-6) & (x <= high + 1e-6)).flatten(1).all(dim=1)
@@ -79,6 +80,7 @@ class StAdv:
 
     @torch.no_grad()
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
+        rng = begin(x0, y, rng)
         best = Best(x0, self.patience)
         flow = self.threat.eps * (2 * rng.fold("start").uniform(x0.new_empty(len(x0), *x0.shape[2:], 2)) - 1) / 4
         velocity, size = torch.zeros_like(flow), 2.5 * self.threat.eps / self.steps

@@ -6,8 +6,8 @@ from torch import Tensor
 from .errors import UserError
 
 
-def images(x: Tensor, name: str = "images") -> Tensor:
-    """Returns x if it is float [b, c, h, w] in [0, 1] without NaN; otherwise says what to do."""
+def images(x: Tensor, name: str = "images", slack: float = 1e-6) -> Tensor:
+    """Returns x if it is float [b, c, h, w] in [0, 1], up to ``slack``, without NaN; otherwise says what to do."""
     if not isinstance(x, Tensor):
         raise UserError(f"{name} must be a torch tensor [batch, channels, height, width], not {type(x).__name__}.")
     if x.dim() != 4:
@@ -19,7 +19,7 @@ def images(x: Tensor, name: str = "images") -> Tensor:
     if x.numel() and not bool(torch.isfinite(x).all()):
         raise UserError(f"{name} contain NaN or infinite values; clean them before purifying.")
     low, high = (x.min().item(), x.max().item()) if x.numel() else (0.0, 0.0)
-    if low < -1e-6 or high > 1 + 1e-6:
+    if low < -slack or high > 1 + slack:
         hint = "divide by 255" if high > 2 else "map [-1, 1] by (x + 1) / 2" if low >= -1 - 1e-6 else "rescale them"
         raise UserError(f"{name} must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; {hint}.")
     return x

@@ -159,7 +159,9 @@ def _autoattack(library: str, threat: Threat, options: dict, settings: dict, mod
     attack = _autoattack_object(library, threat, {"seed": torch.initial_seed()} | options, model)
     for path, value in settings.items():
         *owners, name = path.split(".")
-        setattr(attrgetter(".".join(owners))(attack) if owners else attack, name, value)
+        owner = attrgetter(".".join(owners))(attack) if owners else attack
+        getattr(owner, name)  # a setting that is not there is a mistake, which would change nothing
+        setattr(owner, name, value)
 
     def perturb(x: Tensor, y: Tensor) -> Tensor:
         found = attack.run_standard_evaluation(x, y)
