@@ -8,7 +8,7 @@ from components import PURIFIERS, SHAPE, Counted, images, scramble, squash
 from lustral.classifiers.small import SmallCNN
 from lustral.core.adjoint import Direct, Identity, Skip, Surrogate
 from lustral.core.errors import UserError
-from lustral.core.kernel import purify
+from lustral.core.kernel import purify, trace
 from lustral.core.noise import Key
 from lustral.core.vote import Abstain, Majority, MeanLogits, MeanSoftmax, Single
 from lustral.defence import Defence, defend
@@ -205,3 +205,44 @@ def test_a_bad_classifier_or_purifier_is_an_error(classifier):
 def test_no_verdict_without_numbers(x):
     broken = Defence(lambda x: x.flatten(1)[:, :3] * torch.nan)
     assert broken.decide(x, 0).label.tolist() == [-1] * len(x)
+
+
+@pytest.mark.parametrize("part", [nn.BatchNorm2d(1), nn.Dropout(0.5)])
+def test_networks_in_training_mode_are_refused(part):
+    net = nn.Sequential(part, nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(UserError, match=r"in training mode.*call \.eval\(\)"):
+        defend(net)
+    with pytest.raises(UserError, match="in training mode"):
+        defend(nn.Flatten(), from_function(Held(part)))
+    assert defend(net.eval()).decide(torch.zeros(1, 1, 2, 2), 0).label.shape == (1,)
+
+
+class Held(nn.Module):
+    """A function of images with a part."""
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part.train()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+def test_what_is_put_in_the_wrong_place_is_said(net, x):
+    flat = nn.Flatten()
+    with pytest.raises(UserError, match=r"That is a denoiser.*lustral\.diffpure"):
+        defend(flat, net)
+    for vote in (10, "majority"):
+        with pytest.raises(UserError, match=r"A vote is an object such as lustral\.MeanLogits"):
+            defend(flat, None, vote)
+    with pytest.raises(UserError, match=r"function is no purifier.*lustral\.from_function"):
+        purify(squash, x)
+    with pytest.raises(UserError, match="no purifier"):
+        next(trace(squash, x))
+
+
+def test_searches_may_look_beside_the_range_of_images(classifier, x):
+    """As attacks of other libraries do; 8-bit images are still refused."""
+    assert defend(classifier)(x * 1.2 - 0.1).shape == (5, 3)
+    with pytest.raises(UserError, match="divide by 255"):
+        defend(classifier)(x * 255)

@@ -24,7 +24,7 @@ _HOMES = {
     "purifiers.adaptive": ("Adaptive",),
     "purifiers.compose": ("chain", "from_function", "repeat", "when"),
     "purifiers.diffusion": ("Diffusion",),
-    "purifiers.guided": ("Robust", "Towards"),
+    "purifiers.guided": ("Parts", "Robust", "Towards"),
     "purifiers.presets": ("adbm", "adp", "adp_gated", "agdm", "diffpure", "gdmp", "gnsp", "ssni"),
     "purifiers.sample_specific": ("Reference", "ScoreNorm"),
     "defence": ("Defence", "defend"),
@@ -35,7 +35,7 @@ _HOMES = {
     "attacks.foreign": ("Foreign",),
     "attacks.gradients": ("KnownNoise", "Selection", "blind", "bpda", "exact", "surrogate"),
     "attacks.pgd": ("PGD", "RandomSign"),
-    "attacks.search": ("Restarts",),
+    "attacks.search": ("Outcome", "Restarts"),
     "attacks.square": ("Square",),
     "attacks.stadv": ("Flow", "StAdv"),
     "evaluate.protocol": ("Data",),
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from .attacks.foreign import Foreign
     from .attacks.gradients import KnownNoise, Selection, blind, bpda, exact, surrogate
     from .attacks.pgd import PGD, RandomSign
-    from .attacks.search import Restarts
+    from .attacks.search import Outcome, Restarts
     from .attacks.square import Square
     from .attacks.stadv import Flow, StAdv
     from .core.adjoint import Checkpointed, Direct, Identity, Skip, Surrogate
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from .purifiers.adaptive import Adaptive
     from .purifiers.compose import chain, from_function, repeat, when
     from .purifiers.diffusion import Diffusion
-    from .purifiers.guided import Robust, Towards
+    from .purifiers.guided import Parts, Robust, Towards
     from .purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp, ssni
     from .purifiers.sample_specific import Reference, ScoreNorm
     from .samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot

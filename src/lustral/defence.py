@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from .core import check
 from .core.adjoint import Adjoint, Checkpointed
@@ -51,11 +53,10 @@ class Defence(nn.Module):
         super().__init__()
         if not callable(classifier):
             raise UserError(f"A classifier is a callable from images to logits, not {type(classifier).__name__}.")
-        if purifier is not None and not isinstance(purifier, Purifier):
-            raise UserError(
-                f"{type(purifier).__name__} is no purifier: it needs n_steps, init, step and readout, or "
-                "lustral.from_function(f) around a plain function."
-            )
+        if purifier is not None:
+            check.purifier(purifier)
+        if not hasattr(vote or Single(), "merge"):
+            raise UserError(f"A vote is an object such as lustral.MeanLogits(10), not {vote!r}.")
         self.classifier, self.purifier, self.vote = classifier, purifier, vote or Single()
         if lanes < 1:
             raise UserError(f"A defence needs at least 1 lane, not {lanes}.")
@@ -64,6 +65,12 @@ class Defence(nn.Module):
         wrapped = [] if isinstance(classifier, nn.Module) else modules_in(classifier)
         for i, module in enumerate([*wrapped, *modules_in(purifier)]):
             self.add_module(f"inner_{i}", module)
+        for part in self.modules():
+            if part.training and isinstance(part, _BatchNorm | _DropoutNd):
+                raise UserError(
+                    f"A network is in training mode, where its {type(part).__name__} makes it say something else every "
+                    "time; call .eval() on it first."
+                )
 
     def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
@@ -121,6 +128,8 @@ def defend(
     classifier: Classifier, purifier: Purifier | Callable | None = None, vote: Vote | None = None, **options
 ) -> Defence:
     """Puts a purifier (or a plain function of images) in front of a classifier; options as in ``Defence``."""
+    if hasattr(purifier, "sigma_max"):
+        raise UserError("That is a denoiser; make a purifier of it, for example lustral.diffpure(denoiser).")
     if purifier is not None and not isinstance(purifier, Purifier) and callable(purifier):
         from .purifiers.compose import from_function
 

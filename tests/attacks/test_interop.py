@@ -356,7 +356,9 @@ def test_threats_names_and_options_that_a_library_lacks_are_refused():
     refused("ART's .* refuses these options: .*iterations", art, "ProjectedGradientDescent", L1(1.0), max_iter=-1)
     refused("has no attack 'PDG'", interop.torchattacks_attack, "PDG", Linf(0.1))
     refused("torchattacks' PGD refuses these options: .*stepz", interop.torchattacks_attack, "PGD", Linf(0.1), stepz=2)
-    refused("AutoAttack refuses these options: .*apdg", interop.autoattack_attack, L2(1.0), settings={"apdg.n_iter": 2})
+    for path in ("apdg.n_iter", "apgd.n_iters"):
+        said = "AutoAttack refuses these options: .*(apdg|n_iters)"
+        refused(said, interop.autoattack_attack, L2(1.0), settings={path: 2})
 
 
 def test_a_missing_library_is_named(monkeypatch):

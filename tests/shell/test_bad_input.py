@@ -128,7 +128,7 @@ CASES: Cases = {
     "reference: no images": (lambda: ["reference", "digits-unet", "--images=0"], ["at least 2 images, not 0"]),
     "weights: a pickle": (
         lambda: after(purify("--purification.denoiser=evil.pt"), evil("evil.pt")),
-        ["evil.pt is a pickle", "convert", ".safetensors"],
+        ["evil.pt is a pickle", "lustral train", "lustral.defend"],
     ),
     "weights: a pickle under another name": (
         lambda: after(purify("--purification.denoiser=evil.safetensors"), evil("evil.safetensors", card=True)),

@@ -12,7 +12,7 @@ from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.core.threat import Linf
 from lustral.evaluate.protocol import Data, System
-from lustral.shell import build, commands
+from lustral.shell import build, commands, detect, review
 from lustral.shell.device import OnDevice
 from lustral.shell.images import data as datasets
 from lustral.shell.options import Classification, Evaluation, Purification, Resources, Search, ThreatModel
@@ -75,6 +75,19 @@ def test_a_run_belongs_to_its_device(tmp_path: Path):
     run(Resources(), None, None, False)
     with pytest.raises(UserError, match=r"another run.*OnDevice"):
         run(Resources(device="cpu:0"), None, None, False)
+
+
+def test_what_another_device_found_is_read_here(tmp_path: Path):
+    """Merged, compared and told apart; to run it again takes the device."""
+    asked, there = options(METHODS["diffpure"]), Resources(device="cpu:0")
+    for k in (1, 2):
+        commands.evaluate(asked, tmp_path / f"part{k}", there, f"{k}/2", None, False)
+    assert commands.merge(tmp_path / "all", [tmp_path / "part1", tmp_path / "part2"], False)["rows"][0]["images"] == 2
+    assert review.compare(tmp_path / "all", tmp_path / "all")[0]["difference"] == [0, 0, 0]
+    assert detect.run(tmp_path / "all", "digits-unet", "field", 0.25) == []
+    assert "equal to the bit" in review.verify(tmp_path / "all", 1, there)
+    with pytest.raises(UserError, match="cannot be run again as it was.*cpu:0"):
+        review.verify(tmp_path / "all", 1, Resources())
 
 
 def test_a_device_that_is_not_here_is_refused():

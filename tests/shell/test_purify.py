@@ -102,3 +102,14 @@ def test_a_picture_goes_into_a_folder_under_its_name(lustral):
     Path("out").mkdir()
     assert lustral("purify", "in/a.png", "out", "--purification.method=adp", "--purification.steps=2") == 0
     assert [p.name for p in Path("out").iterdir()] == ["a.png"]
+
+
+def test_a_colour_picture_is_not_made_grey(lustral, capfd):
+    colour = np.zeros((8, 8, 3), dtype=np.uint8)
+    Image.fromarray(colour).save("grey.png")  # in fact, though it has three channels
+    assert lustral("purify", "grey.png", "out.png", *SMALL) == 0
+    colour[..., 0] = 200
+    Image.fromarray(colour).save("colour.png")
+    assert lustral("purify", "colour.png", "out2.png", *SMALL) == 2
+    assert "is in colour, and this denoiser cleans grey pictures" in capfd.readouterr().err
+    assert not Path("out2.png").exists()

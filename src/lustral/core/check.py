@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .purifier import Purifier
 
 
 def images(x: Tensor, name: str = "images", slack: float = 1e-6) -> Tensor:
@@ -23,3 +24,12 @@ def images(x: Tensor, name: str = "images", slack: float = 1e-6) -> Tensor:
         hint = "divide by 255" if high > 2 else "map [-1, 1] by (x + 1) / 2" if low >= -1 - 1e-6 else "rescale them"
         raise UserError(f"{name} must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; {hint}.")
     return x
+
+
+def purifier(thing: object) -> None:
+    """Says what a purifier is where this is none."""
+    if not isinstance(thing, Purifier):
+        raise UserError(
+            f"{type(thing).__name__} is no purifier: it needs n_steps, init, step and readout, or "
+            "lustral.from_function(f) around a plain function."
+        )

@@ -19,11 +19,13 @@ def purify(
     respect to x; the default is exact with one image of memory per step. Gradients with respect to the purifier's own
     weights exist under ``Direct`` only.
     """
+    check.purifier(purifier)
     return (adjoint or Checkpointed())(purifier, x, as_rng(rng, len(check.images(x))))
 
 
 def trace(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None = None) -> Iterator[Tensor]:
     """Yields what would be read out after init and after every step: n_steps + 1 batches, for people to look at."""
+    check.purifier(purifier)
     rng = as_rng(rng, len(check.images(x)))
     state = purifier.init(x, rng.fold("init"))
     yield purifier.readout(state)

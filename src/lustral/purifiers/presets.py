@@ -159,6 +159,8 @@ def agdm(
     ``guide`` was trained adversarially (``lustral train trades``). No scales are published: tune both weights on
     validation images, as these were for digits. ``options`` are those of ``diffpure``.
     """
+    if not (hasattr(guide, "features") and hasattr(guide, "head")):
+        raise UserError("AGDM's guide needs features(x) and head(features); lustral.Parts(features, head) makes one.")
     plain = diffpure(denoiser, t_star, solver, **options)
     return _rounds(replace(plain, guidance=Robust(guide, class_weight, latent_weight)), rounds)
 

@@ -42,6 +42,8 @@ def assess(
     """
     resources = resources or Resources()
     build.prepare(resources)
+    if resources.device != "cpu":
+        raise UserError("assess computes where your networks do: lustral.shell.device.on('cuda', net) moves one.")
     named = defences if isinstance(defences, dict) else {"defence": defences}
     _check(named, data)
     systems = [System(name, defence.eval(), Meter()) for name, defence in named.items()]

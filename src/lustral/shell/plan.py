@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, Job, System, describe, pending, shuffled
 from ..training.batches import as_floats
 from . import build, folder, results, runner, views, weights
+from .device import OnDevice
 from .files import write_text
 from .images import data as datasets
 from .images.corruptions import corrupt
@@ -202,12 +203,21 @@ def load(out: Path, resources: Resources) -> Plan:
     now = json.loads(json.dumps(describe(made.jobs, made.data, made.key)))
     with Ledger(out / "ledger.sqlite") as ledger:
         stored = ledger.spec()
-    if lines := differences({part: stored.get(part) for part in now}, now):
+    if lines := differences(_anywhere({part: stored.get(part) for part in now}), _anywhere(now)):
         raise UserError(
             f"{out} was run with other options, data, networks or code than are here now; what differs is "
             f"{'; '.join(lines[:3])}."
         )
     return made
+
+
+def _anywhere(spec: Any) -> Any:
+    """A spec without the devices that networks were on: what a GPU found is read on any machine."""
+    if isinstance(spec, dict) and spec.get("type") == f"{OnDevice.__module__}.{OnDevice.__qualname__}":
+        return _anywhere(spec["inner"])
+    if isinstance(spec, dict):
+        return {name: _anywhere(part) for name, part in spec.items()}
+    return [_anywhere(part) for part in spec] if isinstance(spec, list) else spec
 
 
 def _stored(entry: dict[str, dict | None]) -> Entry:

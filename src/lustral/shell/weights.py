@@ -139,7 +139,10 @@ def find(name: str) -> Path:
         return _fetched(name)
     path = Path(name)
     if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin"):
-        raise UserError(f"{name} is a pickle, which can run code when loaded; convert its tensors to .safetensors.")
+        raise UserError(
+            f"{name} is a pickle, which can run code when loaded. Weights here are what `lustral train` writes; a "
+            "network of your own goes through lustral.defend and lustral.assess in Python."
+        )
     if path.suffix == ".safetensors" or path.exists():
         return path
     raise unknown("weights", name, zoo())

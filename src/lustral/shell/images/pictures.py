@@ -57,13 +57,20 @@ def read(path: Path, channels: int) -> Source:
                 if picture.mode[0] in "IF":  # which Pillow would cut off at 255 instead of scaling
                     raise UserError(f"{path} has more than 8 bits a channel; save it with 8, or as an array of floats.")
                 upright = ImageOps.exif_transpose(picture)  # what is written has no tag that turns it
-                pixels = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+                pixels = np.asarray(upright.convert("RGB"))
         except (UnidentifiedImageError, SyntaxError) as e:
             raise UserError(f"{path} is damaged or no picture; check the file.") from e
         except OSError as e:
             if e.errno is not None:
                 raise
             raise UserError(f"{path} is damaged ({e}); check the file.") from e
+    if channels == 1:
+        if (pixels != pixels[:, :, :1]).any():
+            raise UserError(
+                f"{path} is in colour, and this denoiser cleans grey pictures; choose another --purification.denoiser, "
+                "for example cifar10-unet, or save the picture in grey."
+            )
+        pixels = pixels[:, :, 0]
     return Source(as_images(pixels[None], str(path)), path, None)
 
 
