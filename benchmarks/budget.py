@@ -58,6 +58,9 @@ def draw(found: list[Point], path: Path) -> None:
         spread = [[p.accuracy - p.low for p in line], [p.high - p.accuracy for p in line]]
         axes.errorbar([p.flops for p in line], [p.accuracy for p in line], spread, marker="o", capsize=3, label=solver)
     axes.set(xlabel="training FLOPs", ylabel="clean accuracy once purified", xscale="log")
+    flops = sorted({p.flops for p in found})
+    axes.set_xticks(flops, [f"{value:.1e}" for value in flops])
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=120)
 
