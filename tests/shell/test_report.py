@@ -91,8 +91,12 @@ WITHIN = (
             "No attack is on record in this run. Of 100 test images of digits these shares are classified correctly: "
             "ADP 95 % [85, 100].",
         ),
+        (
+            {"adp": ("clean",), "undefended": ("clean",)},
+            "are classified correctly: Undefended 97 % [87, 100] and ADP 95 % [85, 100].",
+        ),
     ],
-    ids=["one defended", "no exact attack", "undefended only", "no attack"],
+    ids=["one defended", "no exact attack", "undefended only", "no attack", "no attack on two"],
 )
 def test_the_verdict_of_a_part_of_a_run(kept, verdict):
     rows = [r for r in results()["rows"] if r["group"] == "main" and r["stage"] in kept.get(r["system"], ())]
