@@ -7,7 +7,7 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
+from jsonargparse import auto_cli, set_parsing_settings
 
 from ..core.errors import UserError
 from .networks import get_data, measure_reference, train
@@ -25,6 +25,7 @@ from .options import (
     StageName,
     ThreatModel,
 )
+from .parser import Parser
 
 
 def demo(out: Path = Path("lustral-demo"), images: int = 64, seed: int = 0, resources: Resources = Resources()) -> None:
@@ -357,15 +358,6 @@ COMMANDS = {
 }
 
 
-class Parser(ArgumentParser):
-    """Spells the option ``from_``, whose name Python keeps for itself, as people would."""
-
-    def add_argument(self, *names, **options):
-        if names == ("--from_",):
-            names, options = ("--from",), options | {"dest": "from_", "metavar": "FOLDER_OR_URL"}
-        return super().add_argument(*names, **options)
-
-
 def main(args: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0, 2 for a mistake that the message explains, 130 for Ctrl-C."""
     # Threads that spin for long while they wait make everything ten times slower beside a busy neighbour, and ones that
@@ -375,22 +367,23 @@ def main(args: list[str] | None = None) -> int:
     try:
         auto_cli(COMMANDS, args=args, description=DESCRIPTION, exit_on_error=False, parser_class=Parser)
     except UserError as e:
-        if os.environ.get("RANK", "0") == "0":  # of several processes with the same mistake, one says it
-            print(f"lustral: {e}", file=sys.stderr)
-        return 2
+        # of several processes with the same mistake, one says it
+        return _say(e, 2) if os.environ.get("RANK", "0") == "0" else 2
     except UnicodeDecodeError as e:
-        print(f"lustral: A file that should be text is not in UTF-8 ({e.reason}); save it as UTF-8.", file=sys.stderr)
-        return 2
+        return _say(f"A file that should be text is not in UTF-8 ({e.reason}); save it as UTF-8.", 2)
     except ArgumentError as e:
-        print(f"lustral: {' '.join(str(e).split())} (--help lists the options of a command)", file=sys.stderr)
-        return 2
+        return _say(f"{' '.join(str(e).split())} (--help lists the options of a command)", 2)
     except KeyboardInterrupt:
         given = sys.argv[1:] if args is None else args
         kept = "what was finished is kept, and the same command goes on from there."
         said = kept if RESUMING & set(given[:1]) else "the same command starts from the beginning."
-        print(f"lustral: interrupted; {said}", file=sys.stderr)
-        return INTERRUPTED
+        return _say(f"interrupted; {said}", INTERRUPTED)
     return 0
+
+
+def _say(what: object, code: int) -> int:
+    print(f"lustral: {what}", file=sys.stderr)
+    return code
 
 
 def entry() -> None:
