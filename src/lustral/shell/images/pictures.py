@@ -78,7 +78,12 @@ def groups(jobs: Iterable[tuple[Path, Path]], channels: int, batch: int) -> Iter
     """Reads (input, output) paths; successive files whose images are of one size come together, up to a batch."""
     group: list[tuple[Source, Path]] = []
     for path, out in jobs:
-        found = read(path, channels)
+        try:
+            found = read(path, channels)
+        except UserError:
+            if group:  # what could be read is not lost
+                yield group
+            raise
         count = sum(len(one.x) for one, _ in group) + len(found.x)
         if group and (found.x.shape[1:] != group[0][0].x.shape[1:] or count > batch):
             yield group
