@@ -55,7 +55,7 @@ class Defence(nn.Module):
             raise UserError(f"A classifier is a callable from images to logits, not {type(classifier).__name__}.")
         if purifier is not None:
             check.purifier(purifier)
-        if not hasattr(vote or Single(), "merge"):
+        if isinstance(vote, type) or not hasattr(vote or Single(), "merge"):
             raise UserError(f"A vote is an object such as lustral.MeanLogits(10), not {vote!r}.")
         self.classifier, self.purifier, self.vote = classifier, purifier, vote or Single()
         if lanes < 1:
@@ -66,7 +66,7 @@ class Defence(nn.Module):
         for i, module in enumerate([*wrapped, *modules_in(purifier)]):
             self.add_module(f"inner_{i}", module)
         for part in self.modules():
-            if part.training and isinstance(part, _BatchNorm | _DropoutNd):
+            if part.training and isinstance(part, _BatchNorm | _DropoutNd) and getattr(part, "p", 1) > 0:
                 raise UserError(
                     f"A network is in training mode, where its {type(part).__name__} makes it say something else every "
                     "time; call .eval() on it first."
@@ -118,7 +118,7 @@ class Bound(nn.Module):
         self.defence, self.rng = defence, rng
 
     def forward(self, x: Tensor) -> Tensor:
-        rng = as_rng(self.rng, len(x))
+        rng = as_rng(self.rng, len(check.images(x, slack=0.5)))
         if len(rng) != len(x):
             raise UserError(f"This defence is bound to the noise of {len(rng)} images but was called with {len(x)}.")
         return self.defence.logits(x, rng)
@@ -128,7 +128,7 @@ def defend(
     classifier: Classifier, purifier: Purifier | Callable | None = None, vote: Vote | None = None, **options
 ) -> Defence:
     """Puts a purifier (or a plain function of images) in front of a classifier; options as in ``Defence``."""
-    if hasattr(purifier, "sigma_max"):
+    if hasattr(purifier, "sigma_max") and not isinstance(purifier, Purifier):
         raise UserError("That is a denoiser; make a purifier of it, for example lustral.diffpure(denoiser).")
     if purifier is not None and not isinstance(purifier, Purifier) and callable(purifier):
         from .purifiers.compose import from_function

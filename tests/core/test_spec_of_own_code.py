@@ -147,6 +147,7 @@ def attention(heads: int = 2, **options) -> torch.nn.Module:
         (attention(), attention(norm_first=True)),
         (attention(activation="relu"), attention(activation="gelu")),
         (torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(2, divisor_override=3)),
+        (torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(2, ceil_mode=True)),
         (torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(2, count_include_pad=False)),
         (torch.nn.Upsample(None, 2, "bilinear"), torch.nn.Upsample(None, 2, "bilinear", align_corners=True)),
     ],
@@ -187,3 +188,13 @@ def test_modules_that_count_as_printed_hold_nothing_that_they_do_not_print():
         made = [kind(*plain.get(kind, ()))] + [kind(*args, **options) for args, options in changes]
         seen = {(repr(m), tuple((n, tuple(t.shape)) for n, t in m.state_dict().items())) for m in made}
         assert len(seen) == len(changes) + 1
+
+
+def test_what_a_module_has_seen_is_no_part_of_it():
+    seen, module = [], torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)))
+    module.register_forward_hook(lambda _, given, out: seen.append(out))
+    module[0].mask = torch.ones(2, 2)
+    before = digest(module)
+    module._last = module(torch.zeros(1, 2))
+    assert len(seen) == 1
+    assert digest(module) == before

@@ -183,7 +183,7 @@ COMPLETE = (
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Sequential, nn.ModuleList, nn.ModuleDict),
 )
 PRINTED_MODULES = {kind: {} for kind in COMPLETE} | {
-    nn.AvgPool2d: {"count_include_pad": True, "divisor_override": None},
+    nn.AvgPool2d: {"count_include_pad": True, "divisor_override": None, "ceil_mode": False},
     nn.Upsample: {"align_corners": None, "recompute_scale_factor": None},
 }
 """torch's modules that print what they are, and what they leave out with its usual value; others are told in full."""
@@ -195,11 +195,17 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     for place, part in module.named_modules():
         left = PRINTED_MODULES.get(type(part))
         for name, value in vars(part).items():
-            told = (name not in RUNTIME and value is not None) if left is None else value != left.get(name, value)
+            kept = not name.startswith("_") or isinstance(value, bool | int | float | str)  # others may be caches
+            told = (
+                (name not in RUNTIME and value is not None and kept)
+                if left is None
+                else (name in left and value != left[name])
+            )
             found |= {f"{place}.{name}": value} if told else {}
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
         own = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("lustral.")]
-        found |= {f"{place} hooks": own} if own else {}
+        codes = [_code(hook.__code__) if isfunction(hook) else _name(type(hook)) for hook in own]
+        found |= {f"{place} hooks": codes} if own else {}  # what they hold may be what they have seen
     return found
 
 

@@ -3,12 +3,12 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import check
 from ..core.errors import UserError
@@ -87,8 +87,13 @@ def _check(defences: dict[str, Defence], data: Data) -> None:
 def _count(system: System, watching: ExitStack) -> None:
     """Lets the system's meter count the rows of its networks; functions that hold theirs in a closure are not seen."""
     defence, meter = system.defence, system.meter
+
+    def note(_: nn.Module, __: tuple, out: object) -> None:
+        for first in _tensors(out)[:1]:
+            meter.note(first)
+
     for net in modules_in(defence.classifier if defence.purifier is None else defence.purifier):
-        hook = net.register_forward_hook(lambda _, inputs, out: [meter.note(t) for t in _tensors(out)[:1]] and None)
+        hook = net.register_forward_hook(note)
         watching.callback(hook.remove)
 
 
@@ -96,6 +101,7 @@ def _tensors(out: object) -> list[Tensor]:
     """The tensors of a network's output, which may be a tuple, a list or a mapping of them."""
     if isinstance(out, Tensor):
         return [out]
+    out = vars(out) if is_dataclass(out) else out
     parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, list | tuple) else ()
     return [tensor for part in parts for tensor in _tensors(part)]
 

@@ -35,7 +35,7 @@ NOTES = [
 
 
 class Run:
-    """The jobs of a run and what the ledger holds of them, read once; ``order``: image ids as the data have them."""
+    """The jobs of a run and what the ledger holds of them, read once; ``order``: image ids, shuffled."""
 
     def __init__(self, ledger: Ledger, jobs: Sequence[Job], order: Sequence[int] = ()):
         self.ledger, self.order = ledger, order

@@ -33,8 +33,8 @@ class GroupNorm(nn.GroupNorm):
         if not torch.compiler.is_compiling():
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):  # the variance is a small difference
-            whole = x.float()
-            mean, square = (part.mean(dim=(2, 3)) @ self.share for part in (whole, whole * whole))
+            whole = x.to(torch.promote_types(x.dtype, torch.float32))
+            mean, square = (part.mean(dim=(2, 3)) @ self.share.to(whole) for part in (whole, whole * whole))
         scale = torch.rsqrt((square - mean * mean).clamp_min(0) + self.eps) * self.weight
         shift = self.bias - mean * scale
         return x * scale[:, :, None, None] + shift[:, :, None, None]

@@ -105,7 +105,7 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
     networks = {"net": task.model, "guide": task.guide}
     identity = digest({"asked": asked, "choice": choice, "recipe": recipe, "images": pixels} | networks)
     checkpoint = out.with_suffix(".checkpoint")
-    told = asdict(recipe) | {"images": asdict(choice), "task": asdict(asked)}
+    told = asdict(recipe) | {"images": asdict(choice), "task": asdict(asked), "identity": identity}
     if out.exists() and not checkpoint.exists():
         return _finished(out, told) if accelerator.is_main_process else None
     history = _fit(task, source, recipe, checkpoint, identity, accelerator, Checks(task, held, check_every))

@@ -132,7 +132,7 @@ def _try(model: nn.Module, kind: str, images: Data) -> torch.Tensor:
 def try_part(task: Task, images: Data, count: int) -> None:
     """Refuses parts of a batch with so few images that a classifier's batch normalisation has nothing to compare."""
     try:
-        if task.kind == "classifier" and count == 1:
+        if task.kind == "classifier" and count <= 1:
             deepcopy(task.model).train()(as_floats(images.x[:1]))
     except ValueError as e:
         raise UserError(
