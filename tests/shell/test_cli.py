@@ -290,6 +290,16 @@ def test_finished_weights_are_not_trained_again(lustral, capfd):
     assert Path("net.safetensors").stat().st_mtime_ns == before
 
 
+def test_weights_of_other_images_are_not_taken_for_finished(lustral, capfd):
+    words = ["train", "classifier", "net.safetensors", "--data=d.npz", "--recipe.steps=1", "--network.width=4"]
+    x, y = digits(8).x.numpy(), digits(8).y.numpy()
+    np.savez("d.npz", x=x, y=y)
+    assert lustral(*words, "--recipe.batch=4") == 0
+    np.savez("d.npz", x=1 - x, y=y)
+    assert lustral(*words, "--recipe.batch=4") == 2
+    assert "holds the weights of another training" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as end:

@@ -190,17 +190,16 @@ PRINTED_MODULES = {kind: {} for kind in COMPLETE} | {
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What a module and its parts hold as attributes, but for None, and hooks that change what passes."""
+    """What a module and its parts hold as attributes, but for None, and the code of their hooks."""
     found = {}
     for place, part in module.named_modules():
         left = PRINTED_MODULES.get(type(part))
         for name, value in vars(part).items():
-            kept = not name.startswith("_") or isinstance(value, bool | int | float | str)  # others may be caches
-            told = (
-                (name not in RUNTIME and value is not None and kept)
-                if left is None
-                else (name in left and value != left[name])
-            )
+            if left is None:  # what is private and no plain value may be a cache
+                plain = not name.startswith("_") or isinstance(value, bool | int | float | str)
+                told = plain and name not in RUNTIME and value is not None
+            else:
+                told = name in left and value != left[name]
             found |= {f"{place}.{name}": value} if told else {}
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
         own = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("lustral.")]
