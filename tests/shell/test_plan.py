@@ -235,6 +235,8 @@ def test_compare_pairs_systems_on_the_same_images(whole, lustral, capsys):
     shutil.copytree("other", f"again/{whole.name}")
     lines = review.compare(whole, Path("again", whole.name))
     assert {(line["a"], line["b"]) for line in lines} >= {(f"{whole}: diffpure", f"again/{whole.name}: diffpure")}
+    same = next(line for line in review.compare(whole, whole) if line["stage"] == "clean")
+    assert (same["difference"], same["p_flip"]) == ([0, 0, 0], 1)  # a run does not differ from itself
 
 
 def test_parquet_holds_every_draw(whole, lustral):

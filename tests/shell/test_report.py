@@ -108,7 +108,7 @@ def test_checks_are_told_in_words_and_not_by_colour_alone(page):
     assert "✓ holds ADP Blind 91 % ≥ BPDA 83 % ≥ Exact 71 %" in words
     assert "✗ fails DiffPure SDE an unbounded attack reaches 0: 2 %" in words
     assert "1 of 2 ordering checks fails" in words
-    assert page.table_row("ADP", "DiffPure SDE")[2:] == ["Exact", "12", "5", "0.14", "—", "no clear difference"]
+    assert page.table_row("ADP", "DiffPure SDE")[2:] == ["Exact", "12", "5", "0.14", "—", "—", "no clear difference"]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,13 @@ def test_two_systems_are_told_apart_by_the_interval_of_their_difference(test, re
     found = results()
     found["paired"] = [found["paired"][0] | test]
     assert Page(render(found, {})).table_row("ADP", "DiffPure SDE")[-1] == reading
+
+
+def test_the_p_values_behind_a_reading_are_shown():
+    found = results()
+    found["paired"] = [found["paired"][0] | {"p": 0.0004, "difference": [-0.14, -0.18, -0.1], "p_flip": 0.031}]
+    row = Page(render(found, {})).table_row("ADP", "DiffPure SDE")
+    assert row[5:] == ["< 0.001", "−14 [−18, −10]", "0.031", "DiffPure SDE is better"]
 
 
 def test_a_rise_that_chance_explains_holds_and_says_so():

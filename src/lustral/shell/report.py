@@ -103,7 +103,7 @@ def _template() -> jinja2.Template:
         finalize=lambda value: DASH if value is None or isinstance(value, jinja2.Undefined) else value,
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "estimate": _estimate, "number": _number}
-    environment.filters |= {"histogram": _histogram, "points": _points, "reading": _reading}
+    environment.filters |= {"histogram": _histogram, "p_value": _p_value, "points": _points, "reading": _reading}
     environment.filters |= {"spaced": lambda text: re.sub(r"(?<=\d)%", " %", text)}
     environment.filters |= {"claim": _claim, "stage": lambda name: STAGES.get(name, name), "seconds": _seconds}
     return environment.get_template("report.html")
@@ -145,6 +145,11 @@ def _points(difference: Sequence[float]) -> str:
     """(-0.4, -0.7, -0.133) → '−40 [−70, −13]' percentage points."""
     value, low, high = (f"{round(100 * part):+d}".replace("-", "−").replace("+0", "0") for part in difference)
     return f"{value} [{low}, {high}]"
+
+
+def _p_value(p: object) -> object:
+    """Two digits, or '< 0.001'; a dash where a run has none."""
+    return DASH if not isinstance(p, int | float) else "< 0.001" if p < 0.001 else _number(p, 2)
 
 
 def _reading(test: dict, looks: dict[str, Look]) -> str:

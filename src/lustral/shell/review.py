@@ -86,6 +86,7 @@ def _paired(
         "accuracy_a": a.mean().item(),
         "accuracy_b": b.mean().item(),
         "difference": list(metrics.bootstrap(a - b)),
+        "p_flip": metrics.flipped(a - b),
         "unlike": _unlike(one, other),
         **metrics.mcnemar(a > 0.5, b > 0.5)._asdict(),
     }

@@ -84,15 +84,14 @@ def comparison(found: list[dict]) -> None:
     sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("stage", "a", "b"):
         sheet.add_column(name, overflow="fold")  # long names fold, so that no figure is cut
-    for name in ("images", "a %", "b %", "a − b", "95 %", "only a", "only b", "McNemar p"):
+    for name in ("images", "a %", "b %", "a − b", "95 %", "flip p", "only a/b", "McNemar p"):
         sheet.add_column(name, justify="right", no_wrap=True)
     for test in found:
         value, low, high = test["difference"]
         numbers = f"{test['accuracy_a']:.1%}", f"{test['accuracy_b']:.1%}", f"{100 * value:+.1f}"
-        interval, only = f"{100 * low:+.1f} to {100 * high:+.1f}", (str(test["only_a"]), str(test["only_b"]))
-        sheet.add_row(
-            test["stage"], test["a"], test["b"], str(test["images"]), *numbers, interval, *only, f"{test['p']:.3g}"
-        )
+        interval, only = f"{100 * low:+.1f} to {100 * high:+.1f}", f"{test['only_a']}/{test['only_b']}"
+        flip, p = f"{test['p_flip']:.3g}", f"{test['p']:.3g}"
+        sheet.add_row(test["stage"], test["a"], test["b"], str(test["images"]), *numbers, interval, flip, only, p)
     out.print(sheet)
     for test in found:
         if test["unlike"]:
