@@ -102,7 +102,7 @@ def _unlike(one: Job, other: Job) -> list[str]:
 
 
 def verify(place: Path, images: int, resources: Resources) -> str:
-    """Runs some images of a run again, all stages, and holds them against its ledger, and its results against that."""
+    """Holds a run's results against its ledger, and the ledger against some images that it runs again, all stages."""
     build.prepare(resources)
     planned = plan.load(place, resources)
     with Ledger(place / "ledger.sqlite") as ledger, tempfile.TemporaryDirectory() as scratch:
@@ -122,10 +122,10 @@ def verify(place: Path, images: int, resources: Resources) -> str:
             if again.spec() != stored:
                 lines = differences(stored, again.spec())
                 raise UserError(f"{place} cannot be run again as it was; what differs is {'; '.join(lines[:3])}.")
+            if (place / "results.json").exists():
+                _claimed(place, planned, ledger)
             runner.execute(planned.jobs, planned.data, planned.key, again, resources, chosen)
             counts = [_same(job, ledger, again, chosen) for job in planned.jobs]
-        if (place / "results.json").exists():
-            _claimed(place, planned, ledger)
     draws, worst = sum(n for n, _ in counts), max(gap for _, gap in counts)
     how = "equal to the bit" if worst == 0 else f"equal within {worst:.1e}"
     names = ", ".join(map(str, sorted(chosen)))
@@ -142,7 +142,8 @@ def _claimed(place: Path, planned: plan.Plan, ledger: Ledger) -> None:
             if _alike(shown, said | {part: shown[part] for part in LOCAL if part in said}):
                 return
     raise UserError(
-        f"{place / 'results.json'} does not say what its ledger does; `lustral evaluate` writes it anew, without a run."
+        f"{place / 'results.json'} does not say what its ledger does: one of them was changed, or another version of"
+        " Lustral wrote it. `lustral evaluate` writes it anew, without a run; then verify again."
     )
 
 
