@@ -128,7 +128,8 @@ def findings(found: dict) -> str:
             if finding["level"] != "green":
                 who.setdefault((finding["level"], finding["name"], finding["text"]), []).append(system)
     rows = [[level, name, ", ".join(systems), text] for (level, name, text), systems in sorted(who.items(), key=_worst)]
-    return table(["level", "finding", "systems", "what it says"], rows) if rows else "No finding is amber or red."
+    said = table(["level", "finding", "systems", "what it says"], rows) if rows else "No finding is amber or red."
+    return "\n\n".join([said, *found.get("caveats", [])])
 
 
 def _worst(item: tuple[tuple[str, ...], list[str]]) -> tuple[bool, str]:

@@ -51,6 +51,20 @@ def test_without_the_exact_attack_robustness_is_counted_of_the_last_one(lustral)
     assert "Every threat statement" in page
 
 
+@pytest.mark.parametrize(
+    ("stages", "method", "untried"),
+    [("[bpda]", "diffpure", True), ("[bpda,exact]", "diffpure", False), ("[clean]", "diffpure", False)]
+    + [("[bpda]", "none", False)],  # with no purifier, BPDA is the exact gradient
+)
+def test_numbers_of_a_purifier_without_its_exact_gradient_come_with_a_warning(stages, method, untried, lustral, capsys):
+    steps = ["--purification.steps=2"] if method == "diffpure" else []
+    found = evaluate(lustral, stages, f"--purification.method={method}", *steps, "--search.steps=1")
+    caveat = "No attack here follows the exact gradient through diffpure; one that does may leave less."
+    assert found["caveats"] == ([caveat] if untried else [])
+    for shown in (" ".join(capsys.readouterr().out.split()), Path("run/report.html").read_text()):
+        assert (caveat in shown) == untried
+
+
 def test_without_any_attack_nothing_is_said_of_robustness(lustral):
     found = evaluate(lustral, '[clean, "null"]', "--purification.steps=2", "--search.steps=2")
     detail = found["details"]["diffpure"]

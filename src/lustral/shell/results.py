@@ -8,7 +8,7 @@ import torch
 
 import lustral
 
-from ..attacks.anatomy import summary
+from ..attacks.anatomy import gradient_name, summary
 from ..core.spec import digest
 from ..core.vote import Single
 from ..evaluate import metrics
@@ -87,6 +87,7 @@ def results(ledger: Ledger, jobs: Sequence[Job], *, order: Sequence[int], stoppe
         "withheld": {name: found for name, found in held.items() if found},
         "certificates": {name: ledger.certificate(name) for name in run.systems},
         "details": about,
+        "caveats": caveats(run),
         "random": {job.system.name: job.system.random for job in run.jobs},
         "notes": NOTES,
     }
@@ -177,6 +178,23 @@ def with_null(run: Run, rows: list[dict]) -> None:
         if looks:
             wrongs = [w for image, w in zip(found.ids.tolist(), found.wrongs, strict=True) if image in ids]
             line["null_looked"] = {"looks": looks, "accuracy": metrics.looked(wrongs, looks).value}
+
+
+def caveats(run: Run) -> list[str]:
+    """What to know before believing any number: which purifiers were attacked, but never by their exact gradient."""
+    untried = []
+    for name in run.systems:
+        jobs = [job for job in run.of(name).values() if job.stage.attack is not None and job.stage.name != "null"]
+        exact = any(gradient_name(job.stage.attack).startswith(FOLLOWED) for job in jobs)
+        if jobs and not exact and jobs[0].system.defence.purifier is not None:
+            untried.append(name)
+    if not untried:
+        return []
+    return [f"No attack here follows the exact gradient through {', '.join(untried)}; one that does may leave less."]
+
+
+FOLLOWED = ("exact", "of another library")
+"""Gradients that go through the purifier, or may: what another library's attack differentiates is its own affair."""
 
 
 def details(run: Run, name: str) -> dict:

@@ -54,6 +54,8 @@ def table(found: dict) -> None:
         for finding in said:
             if finding["level"] != "green":
                 line(f"{finding['level']}: {system}: {finding['name']}: {finding['text']}")
+    for caveat in found.get("caveats", []):
+        line(caveat)
     for system, names in found.get("withheld", {}).items():
         shown = any(row.get("held") for row in found["rows"] if row["system"] == system)
         line(f"{'MARKED' if shown else 'WITHHELD'}: the robust accuracy of {system}, because of {', '.join(names)}.")
