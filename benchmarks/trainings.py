@@ -14,8 +14,12 @@ Trainings = Mapping[str, Sequence[str]]
 
 
 def command(*arguments: str) -> None:
-    """Runs ``lustral`` and ends where it fails."""
-    if code := subprocess.run([sys.executable, "-m", "lustral", *arguments]).returncode:
+    """Runs ``lustral`` and ends where it fails, or is interrupted."""
+    try:
+        code = subprocess.run([sys.executable, "-m", "lustral", *arguments]).returncode
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on from there.")
+    if code:
         sys.exit(code)
 
 

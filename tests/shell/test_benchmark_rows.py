@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks import cifar10, cifar10_learned, tables
+from benchmarks import cifar10, cifar10_learned, tables, trainings
 
 ROW = """# A title
 data: digits
@@ -125,3 +125,12 @@ def test_a_row_that_was_changed_is_not_shown_as_it_was(rows: dict, tmp_path: Pat
     with pytest.raises(SystemExit):
         cifar10.run(tmp_path / "runs", only)
     assert "holds another run" in capfd.readouterr().err
+
+
+def test_an_interrupted_benchmark_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainings.subprocess, "run", interrupted)
+    with pytest.raises(SystemExit, match="Interrupted; the same command goes on"):
+        trainings.command("list")

@@ -62,7 +62,8 @@ class Log:
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        spent, fresh, rest = self._said - self._started, self.completed - self._first, self.total - self.completed
+        spent, fresh = self._said - self._started, self.completed - self._first
+        rest = max(0.0, self.total - self.completed)  # steps need not add up to the total to the bit
         left = "time left unknown" if fresh <= 0 < rest else f"{spent * rest / max(fresh, 1e-9):.0f} s left"
         console.print(
             f"{self.completed / max(self.total, 1):4.0%} {self.description}, {spent:.0f} s, {left}", highlight=False
