@@ -28,6 +28,7 @@ def seen(
         losses or history,
         wrongs or history,
         draws,
+        rest.get("labels", 10),
     )
 
 
@@ -225,6 +226,26 @@ def test_candidates_outside_the_threat_are_counted():
 def test_eight_bits_may_take_candidates_out_of_the_threat():
     assert level("eight-bit", stages={"worst": seen(0.5, distance=0.1)}) == "green"
     assert level("eight-bit", stages={"worst": seen(0.5, distance=0.1 + 0.5 / 255)}) == "amber"
+
+
+@pytest.mark.parametrize(
+    ("classes", "clean", "expected"),
+    [
+        (10, seen(0.9), "green"),
+        (10, seen(0.0), "red"),
+        (10, seen(0.1), "red"),
+        (100, seen(0.0), "red"),
+        (100, seen(0.1), "green"),
+        (10, seen(0.15), "amber"),
+        (10, seen(1.0, 1), "amber"),
+        (2, seen(0.5), "red"),
+        (2, seen(0.6), "amber"),
+        (2, seen(0.8), "green"),
+        (2, seen(0.8, labels=1), "amber"),
+    ],
+)
+def test_a_clean_accuracy_no_better_than_guessing_is_an_alarm(classes, clean, expected):
+    assert level("above-chance", stages={"clean": clean}, classes=classes) == expected
 
 
 def test_clean_and_robust_accuracy_need_the_same_rule():

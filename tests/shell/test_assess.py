@@ -42,6 +42,15 @@ def test_purifiers_of_ones_own_are_evaluated_and_compared_in_one_call(tmp_path):
     assert found["suite"] == "lustral-smoke-1"
 
 
+def test_labels_shifted_by_one_and_a_network_that_knows_nothing_are_withheld():
+    few = digits(6)
+    blank = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 100))
+    shifted = few._replace(y=(few.y + 1) % 10)
+    named = {"shifted": lustral.defend(lustral.classifier("digits-cnn")), "untrained": lustral.defend(blank)}
+    found = lustral.assess(named, shifted, lustral.Linf(0.1), "smoke")
+    assert all("above-chance" in found["withheld"][name] for name in named)
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = lustral.assess(lustral.defend(lustral.classifier("digits-cnn")), digits(3), lustral.L2(0.5), "smoke")

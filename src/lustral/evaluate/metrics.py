@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Key
-from ..core.vote import Majority, MeanLogits, Single, Vote
+from ..core.vote import ABSTAIN, Majority, MeanLogits, Single, Vote
 
 
 class Estimate(NamedTuple):
@@ -72,10 +72,14 @@ def _blocks(logits: Tensor, k: int) -> Tensor:
 
 def voted(logits: Tensor, y: Tensor, vote: Vote) -> Tensor:
     """Which decisions of a vote are right, [n, draws // vote.draws]; an abstention or a NaN is wrong."""
+    return decided(logits, vote) == y[:, None]
+
+
+def decided(logits: Tensor, vote: Vote) -> Tensor:
+    """The labels that a vote decides, [n, draws // vote.draws]; -1 where it abstains or a logit is NaN."""
     blocks = _blocks(logits, vote.draws)
-    n, count = blocks.shape[:2]
-    labels = vote.label(vote.merge(blocks.flatten(0, 1))).view(n, count)
-    return (labels == y[:, None]) & ~blocks.isnan().flatten(2).any(dim=2)
+    labels = vote.label(vote.merge(blocks.flatten(0, 1))).view(blocks.shape[:2])
+    return labels.masked_fill(blocks.isnan().flatten(2).any(dim=2), ABSTAIN)
 
 
 def mean_logit_of(logits: Tensor, y: Tensor, k: int) -> Estimate:

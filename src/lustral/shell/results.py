@@ -285,16 +285,17 @@ MAIN = ("worst", "exact", "bpda", "blind", "null", "fixed")
 
 def seen(found: Outcomes, job: Job) -> Seen:
     """A stage as findings see it: decisions, as the attack does."""
-    decisions = metrics.voted(found.logits, found.y, job.system.defence.vote)
+    decided = metrics.decided(found.logits, job.system.defence.vote)
     return Seen(
         found.ids,
-        decisions.double().mean(dim=1),
+        (decided == found.y[:, None]).double().mean(dim=1),
         found.repaired,
         found.distance_8bit,
         found.wrong,
         found.losses,
         found.wrongs,
         found.logits.shape[1],
+        len(decided.unique()),
     )
 
 

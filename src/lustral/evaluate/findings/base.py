@@ -29,6 +29,7 @@ class Seen(NamedTuple):
     """A stage as the ledger has it: images, the share of right decisions [n], and the attack's own view of each image.
 
     ``wrong`` [n] is the share of wrong draws by which a candidate was chosen; ``losses`` and ``wrongs`` hold all looks.
+    ``labels`` counts the different labels among all decisions.
     """
 
     ids: Tensor
@@ -39,6 +40,7 @@ class Seen(NamedTuple):
     losses: Sequence[np.ndarray]
     wrongs: Sequence[np.ndarray]
     draws: int
+    labels: int
 
     @property
     def accuracy(self) -> float:

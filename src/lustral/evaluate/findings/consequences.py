@@ -32,6 +32,7 @@ CONSEQUENCES = {
     "random-noise": f"Noise did more than the attack. {HIGH}",
     "undefended-twin": f"The same attack does not break the bare classifier as it should. {HIGH}",
     "worst-case": "A single attack's own judgement lies below that of the worst case: quote both.",
+    "above-chance": "It hardly knows its data, so what attacks leave of it means nothing: look at labels and classes.",
     "threat-kept": "The attack left the threat, and its images were moved back before they were judged.",
     "eight-bit": "Saved as 8-bit files, the attacked images exceed the threat by that much.",
     "logits": f"Attacks on probabilities are weaker than on logits. {HIGH}",

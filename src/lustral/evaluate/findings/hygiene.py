@@ -2,6 +2,8 @@
 
 from math import inf
 
+from scipy import stats
+
 from ..metrics import wilson
 from .base import Evidence, Finding, bar, measured
 
@@ -41,6 +43,22 @@ def logits(e: Evidence) -> Finding | None:
 def neighbours(e: Evidence) -> Finding | None:
     """30: an image's logits must not depend on the other images of its batch or on their order."""
     return measured(e, "neighbours", 1e-4, 1e-2, "Other batches change logits by {:.1e} of their size.")
+
+
+def above_chance(e: Evidence) -> Finding | None:
+    """Is clean accuracy better than guessing? Labels that do not match, or a network that knows nothing, are not."""
+    clean = e.stages.get("clean")
+    if clean is None:
+        return None
+    n, chance, labels = len(clean.ids), 1 / e.classes, f"{clean.labels} label{'' if clean.labels == 1 else 's'}"
+    guessed = float(stats.binom.sf(round(clean.accuracy * n) - 1, n, chance))  # how often as many are right by luck
+    unsure = guessed > 0.05 or (clean.labels == 1 and n > 1)
+    level = "red" if clean.accuracy <= chance else "amber" if unsure else "green"
+    text = (
+        f"Of {n} clean images {clean.accuracy:.1%} are right; guessing among {e.classes} classes gives {chance:.1%}, "
+    )
+    text += f"and as many or more with a probability of {guessed:.2g}. The decisions are of {labels}."
+    return Finding(level, clean.accuracy, text)
 
 
 def same_rule(e: Evidence) -> Finding | None:
@@ -83,6 +101,7 @@ def enough_images(e: Evidence) -> Finding | None:
 
 
 CHECKS = {
+    "above-chance": above_chance,
     "threat-kept": threat_kept,
     "eight-bit": eight_bit,
     "logits": logits,
