@@ -22,6 +22,7 @@ import torchattacks
 from torch import Tensor, nn
 
 import lustral
+from benchmarks import store
 from lustral.attacks.apgd import APGD
 from lustral.attacks.composed import Targeted
 from lustral.attacks.fab import FAB
@@ -136,11 +137,9 @@ def main() -> int:
     parser.add_argument("--attacks", nargs="+", help="some of PGD, APGD-CE, APGD-T, FAB-T and Square; default: all")
     options = parser.parse_args()
     rows = compare(options.images, options.attacks)
-    print("| network | threat | attack | ours | theirs | difference | seconds, ours : theirs |")
-    print("|---|---|---|---|---|---|---|")
-    for net, threat, attack, mine, other, here, there in rows:
-        change = f"{100 * (mine - other):+.2f}"
-        print(f"| {net} | {threat} | {attack} | {mine:.2%} | {other:.2%} | {change} | {here:.1f} : {there:.1f} |")
+    lines = [[*names, f"{a:.2%}", f"{b:.2%}", f"{100 * (a - b):+.2f}"] for *names, a, b, _, _ in rows]
+    print(found := store.Table(["network", "threat", "attack", "ours", "theirs", "difference"], lines))
+    store.keep("attack-agreement", {"agreement": [found]})
     return int(any(mine > other + ALLOWED for _, _, _, mine, other, _, _ in rows))
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import tables
+from benchmarks.store import Table
 from lustral.shell import weights
 
 
@@ -72,4 +73,4 @@ if __name__ == "__main__":
         [p.denoiser, p.solver, f"{p.flops:.2g}", f"{tables.percent(p.accuracy)} {tables.interval(p._asdict())}"]
         for p in found
     ]
-    print(tables.table(["denoiser", "solver", "training FLOPs", "clean accuracy, 95 %"], told))
+    print(Table(["denoiser", "solver", "training FLOPs", "clean accuracy, 95 %"], told))

@@ -1,4 +1,4 @@
-"""The tables on CIFAR-10: one `lustral evaluate` after another, then the tables.
+"""The tables on CIFAR-10: one `lustral evaluate` after another, then the tables, printed and stored for the page.
 
 python -m benchmarks.cifar10 FOLDER [ROW …]
 
@@ -17,7 +17,8 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
-from benchmarks import tables, trainings
+from benchmarks import store, tables, trainings
+from benchmarks.store import Part, Table
 from lustral.core.errors import UserError
 from lustral.shell import config, plan, runner
 from lustral.shell.images.corruptions import CORRUPTIONS
@@ -81,7 +82,7 @@ def results(folder: Path, name: str) -> dict:
     return json.loads((folder / name / "results.json").read_text(encoding="utf-8"))
 
 
-def page(folder: Path, name: str, config_file: Path) -> str:
+def page(folder: Path, name: str) -> list[Part]:
     """A row's table: every accuracy beside the published one of the same name, and what the run finds of itself."""
     found = results(folder, name)
     published = json.loads((CONFIGS / "published.json").read_text(encoding="utf-8")).get(name, {})
@@ -95,23 +96,20 @@ def page(folder: Path, name: str, config_file: Path) -> str:
         if row["stage"] in said:
             sources[f"- {row['system']}: {said['source']}. {said['why']}"] = True
         lines.append([*cells, f"{said[row['stage']]:.2f}" if row["stage"] in said else "—"])
-    title = config_file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-    sheet = tables.table([*head, "published"], lines)
-    parts = [f"## {title}", sheet, "\n".join(sources), tables.findings(found)]
-    return "\n\n".join(filter(None, parts))
+    said = ["\n".join(sources)] if sources else []
+    return [Table([*head, "published"], lines), *said, *tables.findings(found)]
 
 
-def corruptions(folder: Path, names: Iterable[str]) -> str:
+def corruptions(folder: Path, names: Iterable[str]) -> list[Part]:
     """One table for all corrupted rows: a line for each, a column for every system."""
     found = {name: results(folder, name)["rows"] for name in names}
     lines = {name.removeprefix("corruptions-"): [row["accuracy"] for row in rows] for name, rows in found.items()}
     lines["mean"] = [statistics.mean(column) for column in zip(*lines.values(), strict=True)]
     systems = [row["system"] for row in next(iter(found.values()))]
-    sheet = tables.table(["corruption", *systems], [[name, *map(tables.percent, line)] for name, line in lines.items()])
-    return f"## Common corruptions, severity 3\n\n{sheet}"
+    return [Table(["corruption", *systems], [[name, *map(tables.percent, line)] for name, line in lines.items()])]
 
 
-def detect(folder: Path) -> str:
+def detect(folder: Path) -> list[Part]:
     """How well attacked images are told from clean ones, measured if it has not been."""
     place = folder / DETECTED / "detection.json"
     if not place.exists() or place.stat().st_mtime < (place.parent / "results.json").stat().st_mtime:
@@ -121,11 +119,10 @@ def detect(folder: Path) -> str:
     for stage in told["stages"]:
         value, low, high = stage["found"]["auroc"]
         lines.append([stage["system"], stage["stage"], str(stage["images"]), f"{value:.3f} [{low:.3f}, {high:.3f}]"])
-    sheet = tables.table(["attacked system", "stage", "images", "AUROC, 95 %"], lines)
-    return f"## Detection by {told['statistic']} of {told['denoiser']} at sigma {told['sigma']}\n\n{sheet}"
+    return [Table(["attacked system", "stage", "images", "AUROC, 95 %"], lines)]
 
 
-def bill(folder: Path, names: Iterable[str]) -> str:
+def bill(folder: Path, names: Iterable[str]) -> list[Part]:
     """What every row took, and all together, whether they ran in one call or in many."""
     found = {name: results(folder, name)["rows"] for name in names}
     found["all"] = [row for rows in found.values() for row in rows]
@@ -133,7 +130,7 @@ def bill(folder: Path, names: Iterable[str]) -> str:
     for name, rows in found.items():
         passed = (f"{sum(row[way] for row in rows):,}" for way in ("forward", "backward"))
         lines.append([name, *passed, f"{sum(row['seconds'] for row in rows) / 60:.0f}"])
-    return "## Cost\n\n" + tables.table(["row", "network calls forward", "backward", "minutes of a core"], lines)
+    return [Table(["row", "network calls forward", "backward", "minutes of a core"], lines)]
 
 
 if __name__ == "__main__":
@@ -145,7 +142,9 @@ if __name__ == "__main__":
     chosen = {name: asked[name] for name in possible(asked)}
     run(place, chosen)
     corrupted = [name for name, (_, corruption) in chosen.items() if corruption]
-    parts = [page(place, name, path) for name, (path, corruption) in chosen.items() if not corruption]
-    parts += [corruptions(place, corrupted)] if corrupted else []
-    parts += [detect(place)] if DETECTED in chosen else []
-    print(*parts, bill(place, chosen), sep="\n\n")
+    made = {name: page(place, name) for name, (_, corruption) in chosen.items() if not corruption}
+    made |= {"corruptions": corruptions(place, corrupted)} if corrupted else {}
+    made |= {"detection": detect(place)} if DETECTED in chosen else {}
+    made |= {"cost": bill(place, chosen)}
+    print(*(f"## {name}\n\n{store.text(parts)}" for name, parts in made.items()), sep="\n\n")
+    store.keep("cifar10", made)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from benchmarks import tables
+from benchmarks import store, tables
+from benchmarks.store import Table
 from lustral.evaluate import metrics
 from lustral.shell.ledger import Ledger
 
@@ -53,7 +54,7 @@ def systems(folder: Path) -> Iterator[System]:
                 yield System(place.name, name, options | own, mine, right)
 
 
-def gaps(found: list[System]) -> str:
+def gaps(found: list[System]) -> Table:
     """Every other attack against the exact gradient under fresh noise."""
     lines = []
     for system in found:
@@ -62,10 +63,10 @@ def gaps(found: list[System]) -> str:
             cells = (tables.percent(system.results[s]["accuracy"]) for s in (stage, EXACT))
             lines.append([system.row, system.name, stage, *cells, f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"])
     head = ["row", "system", "attack", "accuracy", "exact", "attack − exact, points", "95 %"]
-    return "## Other attacks against the exact one\n\n" + tables.table(head, lines)
+    return Table(head, lines)
 
 
-def additions(found: list[System]) -> str:
+def additions(found: list[System]) -> Table:
     """What a purifier adds to a classifier alone, and SSNI to a purifier, within a row and so on the same images."""
     lines = []
     for a, b in permutations(found, 2):
@@ -75,10 +76,10 @@ def additions(found: list[System]) -> str:
             cells = (f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in gaps)
             lines.append([a.row, a.name, b.name, *cells, f"{calls(a):.1f} → {calls(b):.1f}"])
     head = ["row", "without", "with", "clean, points (95 %)", "exact, points (95 %)", "calls"]
-    return "## What a purifier adds to a classifier, and SSNI to a purifier\n\n" + tables.table(head, lines)
+    return Table(head, lines)
 
 
-def retries(found: list[System]) -> str:
+def retries(found: list[System]) -> Table:
     """How much of the fall from one clean draw to the worst of ten attacked ones needs no gradient at all."""
     lines = []
     for system in (system for system in found if "null" in system.right and system.right["clean"].shape[1] >= 10):
@@ -90,7 +91,7 @@ def retries(found: list[System]) -> str:
         lines.append([system.row, system.name, *map(tables.percent, cells), *shares])
     head = ["row", "system", "clean, one draw", "clean, worst of 10", "null control, worst of 10", "exact, one draw"]
     head += ["exact, worst of 10", "of the fall without an attack", "with the null control"]
-    return "## The worst of ten draws, attacked or not\n\n" + tables.table(head, lines)
+    return Table(head, lines)
 
 
 def calls(system: System) -> float:
@@ -102,7 +103,7 @@ def calls(system: System) -> float:
     return votes * clean["forward"] / clean["images"] / clean["draws"]
 
 
-def costs(found: list[System]) -> str:
+def costs(found: list[System]) -> Table:
     """Robust accuracy by the network calls of a decision; those that no cheaper one matches on the same images."""
     shown = [s for s in found if s.results[EXACT]["norm"] == "Linf" and s.options["split"] == "test"]
     lines = []
@@ -116,7 +117,7 @@ def costs(found: list[System]) -> str:
         cells = [_classifier(system), str(_images(system)), f"{calls(system):.1f}", system.row, system.name]
         lines.append([*cells, clean, robust, ahead])
     head = ["classifier", "images", "calls", "row", "system", "clean", "exact, 95 %", "above all cheaper ones"]
-    return "## Robust accuracy by cost (Linf 8/255)\n\n" + tables.table(head, lines)
+    return Table(head, lines)
 
 
 def _classifier(system: System) -> str:
@@ -129,4 +130,6 @@ def _images(system: System) -> int:
 
 if __name__ == "__main__":
     known = list(systems(Path(sys.argv[1])))
-    print(gaps(known), additions(known), retries(known), costs(known), sep="\n\n")
+    made = {fold.__name__: [fold(known)] for fold in (gaps, additions, retries, costs)}
+    print(*map(store.text, made.values()), sep="\n\n")
+    store.keep("cifar10-learned", made)

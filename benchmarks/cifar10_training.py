@@ -7,10 +7,11 @@ trainings took. Interrupted, it goes on where it stopped. Networks that others s
 the list.
 """
 
+import csv
 import sys
 from pathlib import Path
 
-from benchmarks import trainings
+from benchmarks import store, trainings
 from lustral.shell import weights
 
 # Two to three times as fast as float32 on a CPU that computes in bfloat16, and slower than it on one that does not.
@@ -58,6 +59,15 @@ def refer(place: Path) -> None:
         trainings.command("reference", str(path))
 
 
+def checks(path: Path) -> store.Table:
+    """What was measured on the way, of a log of ``lustral train``."""
+    with open(path, encoding="utf-8") as f:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(f)]
+    head = [name.replace("rmse_at_", "RMSE at ").replace("step", "steps") for name in rows[0]]
+    lines = [[f"{row.pop('step'):.0f}", *(f"{value:.4f}" for value in row.values())] for row in rows]
+    return store.Table(head, lines)
+
+
 if __name__ == "__main__":
     place, names = Path(sys.argv[1]), sys.argv[2:]
     if unknown := set(names) - set(TRAININGS):
@@ -67,3 +77,5 @@ if __name__ == "__main__":
     if SSNI in chosen:
         refer(place)
     print(trainings.summary(chosen, place))
+    logs = {name: place / f"{name}-checks.csv" for name in chosen}
+    store.keep("cifar10-training", {name: [checks(path)] for name, path in logs.items() if path.exists()})

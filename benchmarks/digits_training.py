@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import tables, trainings
+from benchmarks import store, tables, trainings
 
 NOISE = ["--noise.objective=ddpm", "--noise.t_max=0.3"]
 TUNED = [*NOISE, "--network.start=FOLDER/ddpm.safetensors", "--recipe.schedule=constant", "--recipe.shift=0.5"]
@@ -41,4 +41,6 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     trainings.train(TRAININGS, place)
     results = evaluate(place)
-    print(trainings.summary(TRAININGS, place), tables.main_table(results), tables.pairs(results), sep="\n\n")
+    made = {"trainings": [trainings.summary(TRAININGS, place)]} | tables.chosen(results, ["main", "pairs"])
+    print(*map(store.text, made.values()), sep="\n\n")
+    store.keep("digits-training", made)

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import tables
 from benchmarks.cifar10 import CONFIGS
+from benchmarks.store import Table
 from lustral.core.adjoint import Direct
 from lustral.core.lanes import Lanes
 from lustral.core.noise import Key
@@ -51,4 +51,4 @@ if __name__ == "__main__":
             lines.append(row(name, chosen.purification, images, torch.no_grad()(judge)))
             print(f"{name} is done", file=sys.stderr)
     head = ["system", "moved, rms", "apart by, rms", "right in float32", "in bfloat16", "decisions that differ"]
-    print(tables.table(head, lines))
+    print(Table(head, lines))

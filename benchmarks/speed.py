@@ -3,7 +3,7 @@
 Every comparison alternates its sides, A B A B, and takes the median of the rounds' own ratios, so a drifting machine
 cancels. With one thread (the default) time is the CPU time of this process, which other jobs disturb least; with more
 it is wall time, and the machine should be idle. Networks have random weights, frozen: only their speed counts.
-Prints a table, writes nothing unless --json is given, and exits with 1 if a bar is missed.
+Prints a table, stores it for docs/results.md, and exits with 1 if a bar is missed.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks import store
 from lustral.core.adjoint import Adjoint, Checkpointed, Direct
 from lustral.core.kernel import purify
 from lustral.core.lanes import Lanes
@@ -303,6 +304,12 @@ def show(line: Line) -> None:
     print(f"{line.name:<48} {line.value:>9.3f} {line.unit:<2} {verdict:<13} {line.note}", flush=True)
 
 
+def told(line: Line) -> list[str]:
+    """A line of the page's table; what misses its bar is bold."""
+    value, bar = f"{line.value:.3f} {line.unit}".removesuffix(" ×"), "" if line.bar is None else f"{line.bar:g}"
+    return [line.name, value if line.ok else f"**{value}**", bar if line.ok else f"{bar}, missed"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
@@ -332,6 +339,7 @@ def main() -> int:
         for line in PARTS[part](bench):
             show(line)
             lines.append(line)
+    store.keep("results", {"speed": [store.Table(["what", "measured", "bar"], [told(line) for line in lines])]})
     missed = [line.name for line in lines if not line.ok]
     print(f"MISS: {'; '.join(missed)}" if missed else "Every bar is met.")
     if args.json:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import lustral
+from benchmarks import store
 from lustral.attacks.apgd import APGD
 from lustral.attacks.gradients import Selection, exact
 from lustral.attacks.losses import margin
@@ -55,8 +56,8 @@ def to_the_end(job: Job) -> Job:
     return replace(job, stage=replace(job.stage, **changes))
 
 
-def leaving(of: System, suite: str, images: int) -> None:
-    """Prints the ratio of times of a suite's cascade, and the worst-case accuracies of both."""
+def leaving(of: System, suite: str, images: int) -> list[str]:
+    """The ratio of times of a suite's cascade, and the worst-case accuracies of both."""
     data = lustral.data("digits")[:images]
     jobs = [j for j in suites.jobs(suite, [of], THREAT, images, BUDGET) if j.stage.name in CASCADE]
     seconds, left = {}, {}
@@ -66,8 +67,9 @@ def leaving(of: System, suite: str, images: int) -> None:
             runner.execute(plan, data, KEY, ledger, Resources())
             seconds[name], left[name] = time.perf_counter() - started, worst(ledger, of.name)
     faster = seconds["to the end"] / seconds["leaving"]
-    print(f"leaving: {suite} suite, {of.name}, {images} images: {faster:.2f} × faster", flush=True)
-    print(f"    accuracy left: {left['leaving']:.1%} with images leaving, {left['to the end']:.1%} without")
+    what = f"{suite} suite's cascade, {of.name}, decided images leaving / none leaving ({images} images)"
+    kept = f"{left['leaving']:.1%} and {left['to the end']:.1%} left"
+    return [what, f"{faster:.3g} × faster; {kept}", ""]
 
 
 def worst(ledger: Ledger, name: str) -> float:
@@ -161,11 +163,13 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=48)
     images = parser.parse_args().images
     bare = build.system("undefended", Purification(method="none"), Classification(), 64)
-    leaving(bare, "standard", images)
-    leaving(system(), "quick", images)
+    rows = [leaving(bare, "standard", images), leaving(system(), "quick", images)]
     faster, share = batching(32, 10), outside(32)
-    print(f"batching: {faster:.1f} × faster than one image and one draw at a time (bar 5)")
-    print(f"outside: {share:.1%} of an attack's time is not network calls (bar 10 %)")
+    what = "exact gradients of 32 images × 10 draws in batches / one image and one draw at a time"
+    rows.append([what, f"{faster:.1f} × faster", "5"])
+    rows.append(["share of an exact attack's time outside network calls", f"{share:.1%}", "10 %"])
+    print(found := store.Table(["what", "measured", "bar"], rows))
+    store.keep("results", {"evaluation": [found]})
     return int(faster < 5 or share > 0.10)
 
 

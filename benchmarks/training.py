@@ -30,7 +30,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import tables
+from benchmarks import store
 from benchmarks.speed import Bench, ratio
 from lustral.classifiers.whitened import WhitenedResNet
 from lustral.core.noise import Key
@@ -130,10 +130,11 @@ def forms(rounds: int, only: str = "") -> bool:
                 fastest, gain, profiles = form, faster, {name: job("where") for name, job in made.items()}
             for job in made.values():
                 job.process.kill()
-        print("", tables.table([f"{net}, batch {RECIPE.batch}", "ms", "× faster"], rows), "", sep="\n")
-        for form in (PLAIN, fastest):
-            print(f"Where the time of “{form}” goes: {profiles[form]}.\n", flush=True)
-        print(f"The best ratio is {gain:.2f} (bar {BARS['forms']}). {bound(net, rows[0][1])}", flush=True)
+        said: list[store.Part] = [store.Table([f"{net}, batch {RECIPE.batch}", "ms", "× faster"], rows)]
+        said += [f"Where the time of “{form}” goes: {profiles[form]}." for form in (PLAIN, fastest)]
+        said += [f"The best ratio is {gain:.2f} (bar {BARS['forms']}). {bound(net, rows[0][1])}"]
+        print(store.text(said), flush=True)
+        store.keep("training-speed", {net.partition(" ")[0]: said})
         good &= gain >= BARS["forms"]
     return good
 

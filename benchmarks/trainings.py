@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import tables
+from benchmarks.store import Table
 
 Trainings = Mapping[str, Sequence[str]]
 """What `lustral train` is given for each network: the task, then options, in which FOLDER is where all of them lie."""
@@ -32,7 +32,7 @@ def train(trainings: Trainings, folder: Path) -> None:
             command("train", task, str(out), *(option.replace("FOLDER", str(folder)) for option in options))
 
 
-def summary(trainings: Trainings, folder: Path) -> str:
+def summary(trainings: Trainings, folder: Path) -> Table:
     """Steps, minutes and test measurements of every training, from its log and its card."""
     rows = []
     for name in trainings:
@@ -43,4 +43,4 @@ def summary(trainings: Trainings, folder: Path) -> str:
         took = sum(every * batch / row["images_per_second"] for row in log)
         measured = ", ".join(f"{key.removeprefix('test_')} {value:.4g}" for key, value in card["measured"].items())
         rows.append([name, f"{log[-1]['step']:.0f} of {batch}", f"{took / 60:.1f}", measured])
-    return tables.table(["network", "steps", "minutes", "on test images"], rows)
+    return Table(["network", "steps", "minutes", "on test images"], rows)

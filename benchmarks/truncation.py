@@ -7,7 +7,7 @@ its whole schedule), and compares the errors at the noise levels that a purifier
 import sys
 from pathlib import Path
 
-from benchmarks import tables
+from benchmarks import store
 from benchmarks.digits_training import command
 from lustral.shell import weights
 from lustral.shell.images import data
@@ -35,4 +35,6 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     place.mkdir(parents=True, exist_ok=True)
     head = ["t_max", "largest sigma", "steps", *(f"RMSE at {sigma}" for sigma in SIGMAS), "clean accuracy"]
-    print(tables.table(head, [row(place, *run) for run in RUNS]))
+    found = store.Table(head, [row(place, *run) for run in RUNS])
+    print(found)
+    store.keep("truncated-noise", {"levels": [found]})

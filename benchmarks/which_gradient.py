@@ -8,12 +8,14 @@ is near t = 0.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks import store
 from lustral.core.adjoint import Checkpointed, Identity
 from lustral.core.kernel import purify
 from lustral.core.noise import Key, Rng
@@ -99,19 +101,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
     images = parser.parse_args().images
-    print(
-        "| solver | variance in a mode | gradient | cosine, mean "
-        f"| cosine, worst of {images} | length ratio | signs agree |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    head = ["solver", "variance in a mode", "gradient", "cosine, mean", f"cosine, worst of {images}", "length ratio"]
+    lines = []
     for solver in ("sde", "ode"):
         for variance in (1e-2, 1e-3, 3e-4, 1e-4):
             for name, c in measure(variance, solver, images):
-                print(
-                    f"| {solver} | {variance:g} | {name} | {c.cosine:.3f} "
-                    f"| {c.worst:.3f} | {c.length:.3g} | {c.signs:.0%} |",
-                    flush=True,
-                )
+                numbers = f"{c.cosine:.3f}", f"{c.worst:.3f}", f"{c.length:.3g}", f"{c.signs:.0%}"
+                lines.append([solver, f"{variance:g}", name, *numbers])
+                print(*lines[-1], sep="  ", file=sys.stderr, flush=True)
+    print(found := store.Table([*head, "signs agree"], lines))
+    store.keep("which-gradient", {"adjoints": [found]})
 
 
 if __name__ == "__main__":

@@ -39,15 +39,14 @@ def test_rows_run_once_and_have_a_page_and_a_bill(rows: dict, tmp_path: Path, ca
     assert re.search(
         r"row 2 of 2, corruptions-contrast: \d+% of the network calls are done, about \d+ min left\n", shown
     )
-    page = cifar10.page(runs, "small", rows["small"][0])
-    assert page.startswith("## A title\n")
-    (line,) = (line for line in page.splitlines() if line.startswith("| raw | clean |"))
-    assert line.endswith("| 2 | 2 | 95.80 |")
-    assert "- raw: a paper. Other networks.\n" in page
+    table, sources, *_ = cifar10.page(runs, "small")
+    (line,) = (line for line in table.rows if line[:2] == ["raw", "clean"])
+    assert line[-3:] == ["2", "2", "95.80"]
+    assert sources == "- raw: a paper. Other networks."
     assert json.loads((runs / "corruptions-contrast/run.json").read_text())["corruption"] == "contrast-3"
-    bill = cifar10.bill(runs, rows).splitlines()
-    assert [line.split(" | ")[0] for line in bill[4:]] == ["| small", "| corruptions-contrast", "| all"]
-    small, corrupted, both = (int(line.split(" | ")[1].replace(",", "")) for line in bill[4:])
+    (bill,) = cifar10.bill(runs, rows)
+    assert [line[0] for line in bill.rows] == ["small", "corruptions-contrast", "all"]
+    small, corrupted, both = (int(line[1].replace(",", "")) for line in bill.rows)
     assert small + corrupted == both
     assert corrupted == 2 + 2 * 10  # one draw suffices where nothing is drawn
     cifar10.run(runs, rows)
@@ -60,26 +59,19 @@ def test_corruptions_share_a_table_and_detection_has_one(rows: dict, tmp_path: P
     runs = tmp_path / "runs"
     cifar10.run(runs, rows)
     found = json.loads((runs / "corruptions-contrast/results.json").read_text())["rows"]
-    accuracies = " | ".join(f"{100 * row['accuracy']:.1f}%" for row in found)
-    *_, head, _, contrast, mean = cifar10.corruptions(runs, ["corruptions-contrast"]).splitlines()
-    assert head == "| corruption | raw | ddim |"
-    assert (contrast, mean) == (f"| contrast | {accuracies} |", f"| mean | {accuracies} |")
-    *_, raw, ddim = cifar10.detect(runs).splitlines()
-    assert raw.startswith("| raw | blind | 2 | ")
-    assert ddim.startswith("| ddim | blind | 2 | ")
+    accuracies = [f"{100 * row['accuracy']:.1f}%" for row in found]
+    (table,) = cifar10.corruptions(runs, ["corruptions-contrast"])
+    assert table == (["corruption", "raw", "ddim"], [["contrast", *accuracies], ["mean", *accuracies]])
+    (table,) = cifar10.detect(runs)
+    assert [line[:3] for line in table.rows] == [["raw", "blind", "2"], ["ddim", "blind", "2"]]
     (runs / "small/ledger.sqlite").unlink()
-    assert cifar10.detect(runs).splitlines()[-1] == ddim, "what was measured is not measured again"
+    assert cifar10.detect(runs) == [table], "what was measured is not measured again"
 
 
 def test_a_row_whose_network_is_not_here_is_left_out(rows: dict, tmp_path: Path, capfd: pytest.CaptureFixture):
     (tmp_path / "small.yaml").write_text(ROW.replace("solver: ddim", "denoiser: mine, solver: ddim"), encoding="utf-8")
     assert list(cifar10.possible(rows)) == ["corruptions-contrast"]
     assert capfd.readouterr().out.startswith("row small is left out: Unknown weights 'mine'.")
-
-
-def cells(table: str) -> list[list[str]]:
-    """The lines of a Markdown table below a title, without its head."""
-    return [line.strip("| ").split(" | ") for line in table.splitlines()[4:]]
 
 
 def test_what_rows_say_of_each_other(tmp_path: Path):
@@ -90,7 +82,7 @@ def test_what_rows_say_of_each_other(tmp_path: Path):
     rows = {(row["system"], row["stage"]): row for row in cifar10.results(tmp_path / "runs", "row")["rows"]}
     found = list(cifar10_learned.systems(tmp_path / "runs"))
 
-    (raw, ddim) = cells(cifar10_learned.gaps(found))
+    (raw, ddim) = cifar10_learned.gaps(found).rows
     for line, name in ((raw, "raw"), (ddim, "ddim")):
         blind, exact = rows[name, "blind"]["accuracy"], rows[name, "exact"]["accuracy"]
         assert line[:3] == ["row", name, "blind"]
@@ -98,19 +90,19 @@ def test_what_rows_say_of_each_other(tmp_path: Path):
         low, high = map(float, line[6].split(" to "))
         assert low <= float(line[5]) <= high
 
-    (line,) = cells(cifar10_learned.retries([found[1]]))
+    (line,) = cifar10_learned.retries([found[1]]).rows
     worst = [rows["ddim", stage]["worst_of"]["10"] for stage in ("clean", "null", "exact")]
     assert [line[3], line[4], line[6]] == [tables.percent(value) for value in worst]
     clean = rows["ddim", "clean"]["accuracy"]
     assert line[8] == f"{(clean - worst[1]) / (clean - worst[2]):.0%}"
 
-    ((*named, clean, exact, spent),) = cells(cifar10_learned.additions(found))
+    ((*named, clean, exact, spent),) = cifar10_learned.additions(found).rows
     assert [*named, spent] == ["row", "raw", "ddim", "0.0 → 1.0"]
     for cell, stage in ((clean, "clean"), (exact, "exact")):
         gap = 100 * (rows["ddim", stage]["accuracy"] - rows["raw", stage]["accuracy"])
         assert float(cell.partition(" (")[0]) == pytest.approx(gap, abs=0.051)
 
-    assert [line[:5] for line in cells(cifar10_learned.costs(found))] == [
+    assert [line[:5] for line in cifar10_learned.costs(found).rows] == [
         ["digits-cnn", "6", "0.0", "row", "raw"],
         ["digits-cnn", "6", "1.0", "row", "ddim"],
     ]
