@@ -169,6 +169,7 @@ def picture(path: Path, value: int, mode: str = "L", size: tuple[int, int] = (5,
 
 
 def test_folders_of_class_folders(tmp_path):
+    (tmp_path / "train" / "bee").mkdir(parents=True)
     picture(tmp_path / "train" / "cat" / "b.png", 2)
     picture(tmp_path / "train" / "ant" / "z.png", 1)
     picture(tmp_path / "train" / "cat" / "deep" / "a.png", 3)

@@ -17,6 +17,11 @@ import lustral
 console = Console(stderr=True, markup=False)
 
 
+def note(text: str) -> None:
+    """Says a sentence beside a command's results: on standard error, in one line."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
 def versions() -> dict[str, str]:
     """What a number depends on besides the run's spec."""
     return {

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ...core.errors import UserError
+from . import decode
 from .splits import Labelled, Parts
 
 IMAGES = ("image", "img")
@@ -42,7 +44,7 @@ def _labelled(table: Any, name: str) -> Labelled:
         raise UserError(f"{name}: the column {label} must hold classes as whole numbers from 0.")
 
     def pixels() -> torch.Tensor:
-        pictures = [_pixels(picture) for picture in table[image]]
+        pictures = [_pixels(picture, name) for picture in table[image]]
         if len({p.shape[1:] for p in pictures}) > 1:
             raise UserError(f"{name} holds images of several sizes; resize them to one.")
         channels = max(p.shape[0] for p in pictures)
@@ -58,10 +60,10 @@ def _column(table: Any, names: tuple[str, ...], name: str) -> str:
     return found
 
 
-def _pixels(picture: Any) -> np.ndarray:
+def _pixels(picture: Any, name: str) -> np.ndarray:
     """A picture of Pillow's as bytes [c, h, w]."""
-    mode = getattr(picture, "mode", "F")
-    if mode[0] in "IF":
-        raise UserError("Hugging Face's images must be pictures of 8 bits a channel; choose another set.")
-    pixels = np.asarray(picture.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+    if not isinstance(picture, Image.Image):
+        raise UserError(f"{name} must hold its images as pictures; choose another set.")
+    decode.check(picture, f"A picture of {name}")
+    pixels = decode.flat(picture, "L" if picture.mode in decode.GREY else "RGB").array
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

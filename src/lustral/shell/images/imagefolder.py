@@ -1,27 +1,31 @@
 """A folder of pictures: class folders, or train and test (or val) folders of class folders."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from ...core.errors import UserError
 from ..files import saying
+from ..terminal import note
+from . import decode, walk
 from .splits import Labelled, Parts, by_hash
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FOLDERS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
-GREY = ("1", "L", "LA")
 
 
 def read(root: Path) -> Parts:
-    """The pictures below a folder. Ids are positions in the sorted list of all relative paths; classes are sorted too.
+    """The pictures below a folder. Ids are positions in the list of all relative paths, sorted as text.
 
-    The pictures come in the order of their ids' SHA-256, so that the first so many are of all classes.
+    The pictures come in the order of their ids' SHA-256, so that the first so many are of all classes. Classes are
+    the class folders, with or without pictures, in the order that people count in: 2 before 10.
 
     Where there is no test folder, val is what is tested on. Class folders alone are the whole set, whatever the split.
-    All pictures must be of one size; they are read in grey where all of them are.
+    All pictures must be of one size; they are read in grey where all of them are. A file that is neither a picture nor
+    ``walk.aside`` is refused, so that none is missed.
     """
     with saying(root, "read"):
         places = {split: _first(root, names) for split, names in FOLDERS.items()}
@@ -29,71 +33,109 @@ def read(root: Path) -> Parts:
         if "test" not in places and "validation" in places:
             places["test"] = places.pop("validation")
         whole = not places
-        found = {split: _pictures(place) for split, place in (places or {"train": root}).items()}
+        folders = {split: _folders(place) for split, place in (places or {"train": root}).items()}
+        here = (root.resolve(),)
+        found = {split: [p for place in within for p in walk.below(place, here)] for split, within in folders.items()}
+        loose = [path for place in places.values() or [root] for path in _pictures(place.iterdir())]
     everything = sorted((path.relative_to(root).as_posix(), path) for paths in found.values() for path in paths)
-    if not everything:
+    if not any(_pictures(path for _, path in everything)):
         raise UserError(
-            f"{root} holds no set that Lustral reads: CIFAR's or MNIST's published files, class folders of pictures, "
-            "or train and test folders of class folders."
+            f"{root} holds no set that Lustral reads: CIFAR's or MNIST's published files, class folders of pictures "
+            f"({decode.NAMED}), or train and test folders of class folders."
         )
+    _refuse_others([path for _, path in everything], loose)
     ids = {path: i for i, (_, path) in enumerate(everything)}
     found = {split: sorted(paths, key=lambda path: by_hash(ids[path])) for split, paths in found.items()}
-    mode = _mode(list(ids))
+    mode, size = _common(list(ids))
     depth = 0 if whole else 1
-    names = sorted({path.relative_to(root).parts[depth] for path in ids})
+    names = _classes(folders, {path.relative_to(root).parts[depth] for path in ids})
     classes = {name: i for i, name in enumerate(names)}
     own = {
         split: Labelled(
             torch.tensor([classes[path.relative_to(root).parts[depth]] for path in paths], dtype=torch.long),
-            lambda paths=paths: torch.from_numpy(np.stack([_pixels(path, mode) for path in paths])),
+            lambda paths=paths: _pixels(paths, mode, size),
             torch.tensor([ids[path] for path in paths]),
         )
         for split, paths in found.items()
         if paths
     }
-    return Parts(own | ({"test": own["train"]} if whole else {}), classes=tuple(names))
+    return Parts(own | ({"test": own["train"]} if whole else {}), classes=names)
+
+
+def natural(name: str) -> list[tuple[int, int]]:
+    """A key that sorts names as text, but for the numbers in them, which count: 2 before 10."""
+    parts = re.findall(r"[0-9]+|[^0-9]", name)
+    return [(ord("0"), int(part)) if part[0] in "0123456789" else (ord(part), 0) for part in parts]
 
 
 def _first(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of the folders that is there and holds folders; a class may be called train as well."""
-    there = (root / name for name in names if (root / name).is_dir())
-    return next((place for place in there if any(p.is_dir() for p in place.iterdir())), None)
+    """The first of the folders that is there, in any case, and holds folders; a class may be called train as well."""
+    there = {place.name.casefold(): place for place in sorted(root.iterdir()) if place.is_dir()}
+    return next((there[name] for name in names if name in there and _folders(there[name])), None)
 
 
-def _pictures(root: Path) -> list[Path]:
-    """The pictures inside class folders, in the order of their paths; hidden files are left out."""
-    inside = ((p.relative_to(root), p) for p in root.glob("*/**/*") if p.suffix.lower() in PICTURES)
-    shown = [(place.as_posix(), p) for place, p in inside if not any(part.startswith(".") for part in place.parts)]
-    return [p for _, p in sorted(shown)]
+def _folders(place: Path) -> list[Path]:
+    return [path for path in place.iterdir() if path.is_dir() and not walk.aside(path)]
 
 
-def _mode(paths: list[Path]) -> str:
-    """Grey or colour, by a look at all headers, which must agree on the size."""
+def _pictures(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() in decode.SUFFIXES and not walk.aside(path)]
+
+
+def _refuse_others(paths: list[Path], loose: list[Path]) -> None:
+    """Says which files would be missed: those of no known format, and pictures in no class."""
+    others = [path for path in paths if path.suffix.lower() not in decode.SUFFIXES]
+    if others:
+        raise UserError(
+            f"{walk.named(others)} cannot be read among the pictures of a class; save them as {decode.NAMED} files, "
+            "or take them out of there."
+        )
+    if loose:
+        raise UserError(f"{walk.named(sorted(loose))}: pictures in no class folder; move them into one, or away.")
+
+
+def _classes(folders: dict[str, list[Path]], filled: set[str]) -> tuple[str, ...]:
+    """The names of all class folders, of which tests have no more than training; those without pictures are said."""
+    own = {split: {place.name for place in places} for split, places in folders.items()}
+    for split, names in own.items():
+        if "train" in own and (new := sorted(names - own["train"], key=natural)):
+            raise UserError(
+                f"The {split} folder has classes that the train folder has not: {', '.join(new[:5])}; name the class "
+                "folders alike in both."
+            )
+    every = sorted(set().union(*own.values()), key=lambda name: (natural(name), name))
+    if empty := [f"{name} ({i})" for i, name in enumerate(every) if name not in filled]:
+        note(f"Class folders without pictures keep their numbers: {', '.join(empty)}.")
+    return tuple(every)
+
+
+def _common(paths: list[Path]) -> tuple[str, tuple[int, int]]:
+    """Grey or colour, by a look at all headers, and the size, on which they must agree."""
     grey, size = True, None
     for path in paths:
-        with _opened(path) as picture:
-            if picture.mode[0] in "IF":  # which Pillow would cut off at 255 instead of scaling
-                raise UserError(f"{path} has more than 8 bits a channel; save it with 8.")
-            if size not in (None, picture.size):
-                have, others = "×".join(map(str, picture.size)), "×".join(map(str, size))
-                raise UserError(f"{path} is {have} pixels but others are {others}; resize the pictures to one size.")
-            size, grey = picture.size, grey and picture.mode in GREY
-    return "L" if grey else "RGB"
+        header = decode.look(path)
+        _check_size(path, header.size, size)
+        size = header.size
+        if grey:
+            grey = decode.grey(decode.read(path, "RGB").array) if header.grey is None else header.grey
+    return "L" if grey else "RGB", size
 
 
-def _opened(path: Path) -> Image.Image:
-    with saying(path, "read"):
-        try:
-            return Image.open(path)
-        except (UnidentifiedImageError, SyntaxError) as e:
-            raise UserError(f"{path} is damaged or no picture; check the file.") from e
+def _check_size(path: Path, size: tuple[int, int], common: tuple[int, int] | None) -> None:
+    if common not in (None, size):
+        have, others = ("×".join(map(str, found)) for found in (size, common))
+        raise UserError(f"{path} is {have} pixels but others are {others}; resize the pictures to one size.")
 
 
-def _pixels(path: Path, mode: str) -> np.ndarray:
-    """One picture as bytes [c, h, w]."""
-    with _opened(path) as picture:
-        try:
-            pixels = np.asarray(picture.convert(mode))
-        except (OSError, SyntaxError, ValueError) as e:
-            raise UserError(f"{path} is damaged ({e}); check the file.") from e
-    return pixels[None] if mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+def _pixels(paths: list[Path], mode: str, size: tuple[int, int]) -> Tensor:
+    """The pictures as bytes [n, c, h, w]."""
+    arrays, transparent = [], 0
+    for path in paths:
+        array, through = decode.read(path, mode)
+        _check_size(path, array.shape[1::-1], size)
+        arrays.append(array)
+        transparent += through
+    if transparent:
+        note(f"What is transparent in {transparent} of {len(paths)} pictures was laid on white.")
+    x = torch.from_numpy(np.stack(arrays))
+    return x[:, None] if mode == "L" else x.permute(0, 3, 1, 2).contiguous()
