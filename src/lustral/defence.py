@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from .core import check
 from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
 from .core.lanes import Lanes, gather, in_parts
+from .core.networks import Modeless, Modes, modules_in
 from .core.noise import Key, Rng, as_rng
 from .core.purifier import Purifier
 from .core.vote import ABSTAIN, Single, Vote
@@ -27,7 +26,7 @@ class Verdict(NamedTuple):
     draws: Tensor
 
 
-class Defence(nn.Module):
+class Defence(Modeless):
     """Purify, classify, vote.
 
     Called like any torch module it returns logits, with fresh noise at every call (the n-th call of a process can be
@@ -49,6 +48,9 @@ class Defence(nn.Module):
         ``adjoint`` is how it is differentiated; one that changes the purification too (``Skip``, ``Surrogate``) does so
         only where gradients are asked for, and verdicts never see it. At most ``lanes`` rows (images × draws) are
         computed at a time, fewer where memory does not suffice.
+
+        Networks must be in evaluation mode, or say the same in training mode. A defence has no mode of its own:
+        ``train`` changes nothing, and nothing that is done to its mode reaches them.
         """
         super().__init__()
         if not callable(classifier):
@@ -65,15 +67,15 @@ class Defence(nn.Module):
         wrapped = [] if isinstance(classifier, nn.Module) else modules_in(classifier)
         for i, module in enumerate([*wrapped, *modules_in(purifier)]):
             self.add_module(f"inner_{i}", module)
-        for part in self.modules():
-            if part.training and isinstance(part, _BatchNorm | _DropoutNd) and getattr(part, "p", 1) > 0:
-                raise UserError(
-                    f"A network is in training mode, where its {type(part).__name__} makes it say something else every "
-                    "time; call .eval() on it first."
-                )
+        self._modes = Modes(classifier, purifier)
+        self._modes.refuse()
 
     def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
+        self._modes.check(lambda: self._draws(x[:2], rng[:2]))
+        return self._draws(x, rng, adjoint)
+
+    def _draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         if self.purifier is not None:
             own = self.adjoint if torch.is_grad_enabled() else Checkpointed()
             x = Lanes(self.lanes, adjoint or own)(self.purifier, x, rng.fold("purify"))
@@ -110,7 +112,7 @@ class Defence(nn.Module):
         return self.logits(x, self._key.fold("call", self._calls).rng(len(x)))
 
 
-class Bound(nn.Module):
+class Bound(Modeless):
     """A defence with its noise fixed by row number, or by the ids of the ``Rng`` that it was bound to."""
 
     def __init__(self, defence: Defence, rng: Rng | Key | int):
@@ -135,21 +137,3 @@ def defend(
 
         purifier = from_function(purifier)
     return Defence(classifier, purifier, vote, **options)
-
-
-def modules_in(obj: object) -> list[nn.Module]:
-    """The torch modules inside an object's fields, so that ``.to(device)`` on a defence reaches them."""
-    found: list[nn.Module] = []
-    todo, seen = [obj], set()
-    while todo:
-        item = todo.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, nn.Module):
-            found.append(item)
-        elif isinstance(item, tuple | list):
-            todo.extend(item)
-        elif isinstance(getattr(item, "__dataclass_fields__", None), dict):
-            todo.extend(getattr(item, name) for name in item.__dataclass_fields__)
-    return found

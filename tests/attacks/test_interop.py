@@ -200,13 +200,54 @@ def test_a_foreign_model_averages_decisions_of_a_vote():
     assert torch.allclose(-seen.gather(1, y[:, None])[:, 0], look.loss, atol=1e-5)
 
 
-def test_libraries_cannot_switch_the_mode_of_a_victim():
-    network = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, CLASSES)).eval()
-    victim = Defence(network).train()
-    network.eval()
-    Averaged(victim, KEY).eval().train()
-    assert victim.training
-    assert not network.training
+def attacked_by(library: str, victim: Defence, x: torch.Tensor, y: torch.Tensor) -> None:
+    """The library's attack of one step, where it can on a victim in training mode."""
+    if library == "torchattacks":
+        import torchattacks
+
+        for training in (False, True):
+            attack = torchattacks.FGSM(victim, eps=EPS)
+            attack.set_model_training_mode(training, training, training)
+            attack(x, y)
+    elif library == "foolbox":
+        import foolbox
+
+        foolbox.attacks.LinfPGD(steps=1)(interop.foolbox_model(victim.train()), x, y, epsilons=EPS)
+    elif library == "pyautoattack":
+        attack = interop.autoattack(victim.train(), Linf(EPS), version="custom", attacks=["apgd-ce"])
+        attack.apgd.n_iter, attack.apgd.n_restarts = 1, 1
+        attack.run_standard_evaluation(x, y)
+    else:
+        from art.attacks.evasion import FastGradientMethod
+
+        classifier = interop.art_classifier(victim, SHAPE, CLASSES)
+        FastGradientMethod(classifier, eps=EPS).generate(x.numpy(), y.numpy())
+        classifier.predict(x.numpy(), training_mode=True)
+        classifier.loss_gradient(x.numpy(), np.eye(CLASSES, dtype=np.float32)[y], training_mode=True)
+
+
+@pytest.mark.parametrize("library", ["torchattacks", "foolbox", "art", "pyautoattack"])
+def test_a_library_leaves_weights_statistics_and_modes_as_they_were(library):
+    pytest.importorskip(library)
+    parts = nn.BatchNorm2d(1, momentum=0.5), nn.Dropout(), nn.Flatten(), nn.Linear(64, CLASSES)
+    network = nn.Sequential(*parts).eval()
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    victim, (_, x, y) = Defence(network), digits(N)
+    said = victim.decide(x, KEY).logits
+    with seeded(0, torch.device("cpu")):
+        attacked_by(library, victim, x, y)
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+    assert not any(part.training for part in [victim, *network.modules()])
+    assert torch.equal(victim.decide(x, KEY).logits, said)
+
+
+def test_a_library_that_switches_each_network_by_itself_is_refused_at_the_next_call():
+    network = nn.Sequential(nn.Dropout(), nn.Flatten(), nn.Linear(64, CLASSES)).eval()
+    victim, (_, x, _) = Defence(network), digits(N)
+    for part in Averaged(victim, KEY).modules():
+        part.training = True
+    for model in (victim, victim.bind(KEY), Averaged(victim, KEY)):
+        refused(r"in training mode.*call \.eval\(\)", model, x)
 
 
 ATTACKS = {

@@ -12,6 +12,7 @@ from torch.random import fork_rng
 
 from ..core.adjoint import Checkpointed
 from ..core.errors import UserError
+from ..core.networks import Modeless
 from ..core.noise import Key, Rng
 from ..core.threat import Threat
 from .gradients import KnownNoise, Selection, Victim
@@ -22,7 +23,7 @@ Perturb = Callable[[Tensor, Tensor], Tensor]
 _turn = threading.Lock()
 
 
-class Averaged(nn.Module):
+class Averaged(Modeless):
     """What a foreign attack sees of a victim: at every call fresh noise, and the mean over ``eot`` decisions.
 
     It returns mean log-probabilities [n, classes]. The true-class entry is minus the mean cross-entropy, exactly the
@@ -38,17 +39,13 @@ class Averaged(nn.Module):
         if eot < 1:
             raise UserError(f"EOT needs at least 1 draw, not {eot}.")
         self.victim, self.key, self.eot = victim, key, eot
-        self.calls, self.training = 0, False
+        self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         rng = self.key.fold("call", self.calls).rng(len(x)).repeat(self.eot)
         logits = self.victim.logits(x.repeat_interleave(self.eot, dim=0), rng, Checkpointed())
         return logits.log_softmax(dim=1).view(len(x), self.eot, -1).mean(dim=1)
-
-    def train(self, mode: bool = True) -> "Averaged":
-        """Libraries switch modes; the victim keeps the ones in which it is judged."""
-        return self
 
 
 @dataclass(frozen=True)

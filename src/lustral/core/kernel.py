@@ -6,7 +6,8 @@ from torch import Tensor
 
 from . import check
 from .adjoint import Adjoint, Checkpointed
-from .noise import Key, Rng, as_rng
+from .networks import Modes
+from .noise import Key, Mixed, Rng, as_rng
 from .purifier import Purifier
 
 
@@ -19,14 +20,21 @@ def purify(
     respect to x; the default is exact with one image of memory per step. Gradients with respect to the purifier's own
     weights exist under ``Direct`` only.
     """
+    rng = _begun(purifier, x, rng)
+    return (adjoint or Checkpointed())(purifier, x, rng)
+
+
+def _begun(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None) -> Rng | Mixed:
+    """Says what is wrong with a purifier or images; gives the noise."""
     check.purifier(purifier)
-    return (adjoint or Checkpointed())(purifier, x, as_rng(rng, len(check.images(x))))
+    rng = as_rng(rng, len(check.images(x)))
+    Modes(purifier).check(lambda: Checkpointed()(purifier, x[:2], rng[:2]))
+    return rng
 
 
 def trace(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None = None) -> Iterator[Tensor]:
     """Yields what would be read out after init and after every step: n_steps + 1 batches, for people to look at."""
-    check.purifier(purifier)
-    rng = as_rng(rng, len(check.images(x)))
+    rng = _begun(purifier, x, rng)
     state = purifier.init(x, rng.fold("init"))
     yield purifier.readout(state)
     for i in range(purifier.n_steps):

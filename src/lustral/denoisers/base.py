@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..core.networks import looked_aside
 from ..core.spec import runtime
 from ..schedules import Schedule
 
@@ -156,6 +157,8 @@ class Meter:
 
     def note(self, out: Tensor) -> None:
         """Counts the rows of a network's output, and later those of its gradient."""
+        if looked_aside():
+            return
         count = self.here
         count.forward += len(out)
         if out.requires_grad:

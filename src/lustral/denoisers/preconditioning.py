@@ -17,6 +17,7 @@ class EDM(nn.Module):
     def __init__(self, net: nn.Module, sigma_data: float = 0.25, sigma_min: float = 0.001, sigma_max: float = 40.0):
         """``sigma_data`` is the standard deviation of the data on [0, 1] pixels; EDM's 0.5 on [-1, 1] is 0.25 here."""
         super().__init__()
+        self.training = getattr(net, "training", False)
         self.net, self.sigma_data, self.sigma_min, self.sigma_max = net, sigma_data, sigma_min, sigma_max
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -36,6 +37,7 @@ class VPEps(nn.Module):
 
     def __init__(self, net: nn.Module, schedule: Schedule, time_scale: float = 999.0, discrete: bool = False):
         super().__init__()
+        self.training = getattr(net, "training", False)
         self.net, self.schedule, self.time_scale, self.discrete = net, schedule, time_scale, discrete
         ends = torch.tensor([schedule.dt, schedule.t_max], dtype=torch.float64)
         self.sigma_min, self.sigma_max = schedule.sigma(ends).tolist()
@@ -58,6 +60,7 @@ class VPredict(nn.Module):
 
     def __init__(self, net: nn.Module, schedule: Schedule, time_scale: float = 999.0):
         super().__init__()
+        self.training = getattr(net, "training", False)
         self.net, self.schedule, self.time_scale = net, schedule, time_scale
         ends = torch.tensor([schedule.dt, schedule.t_max], dtype=torch.float64)
         self.sigma_min, self.sigma_max = schedule.sigma(ends).tolist()
@@ -78,6 +81,7 @@ class NCSN(nn.Module):
 
     def __init__(self, net: nn.Module, sigma_min: float = 0.01, sigma_max: float = 50.0):
         super().__init__()
+        self.training = getattr(net, "training", False)
         self.net, self.sigma_min, self.sigma_max = net, sigma_min, sigma_max
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:

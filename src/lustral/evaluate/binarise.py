@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ..attacks.search import Attack
 from ..core.adjoint import Adjoint, Checkpointed
 from ..core.lanes import Lanes, gather, in_parts
+from ..core.networks import modules_in
 from ..core.noise import Key, Mixed, Rng
 from ..core.threat import Threat
-from ..defence import Defence, modules_in
+from ..defence import Defence
 from .protocol import Data, System
 
 DECISIONS, VOTES, SEPARATED = 32, 16, 0.95

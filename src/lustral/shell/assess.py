@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..core import check
 from ..core.errors import UserError
+from ..core.networks import modules_in
 from ..core.noise import Key
 from ..core.threat import Threat
-from ..defence import Defence, modules_in
+from ..defence import Defence
 from ..denoisers.base import Meter
 from ..evaluate import suites
 from ..evaluate.certificate import draws_noise
@@ -46,7 +47,7 @@ def assess(
         raise UserError("assess computes where your networks do: lustral.shell.device.on('cuda', net) moves one.")
     named = defences if isinstance(defences, dict) else {"defence": defences}
     _check(named, data)
-    systems = [System(name, defence.eval(), Meter()) for name, defence in named.items()]
+    systems = [System(name, defence, Meter()) for name, defence in named.items()]
     few = data[: plan.PROBED]
     systems = [replace(system, random=draws_noise(system.defence, few, threat)) for system in systems]
     jobs = suites.jobs(suite, systems, threat, len(data.ids), int(runner.each(resources).budget * 2**30))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..defence import modules_in
+from ..core.networks import modules_in
 from ..denoisers.base import Autocast, Wrapper
 from .options import Precision
 

@@ -16,10 +16,11 @@ from ..attacks.foreign import Foreign, Perturb
 from ..attacks.gradients import Selection
 from ..core.errors import UserError
 from ..core.kernel import purify
+from ..core.networks import modules_in
 from ..core.noise import Key
 from ..core.purifier import Purifier
 from ..core.threat import L1, L2, Linf, Threat
-from ..defence import Defence, modules_in
+from ..defence import Defence
 
 NORMS = {Linf: "Linf", L2: "L2", L1: "L1"}
 # ART accepts L1 for the first and then returns clean images; the eps of the second is of another distance.
@@ -191,8 +192,8 @@ def _art_estimator(model: nn.Module, image_shape: tuple[int, ...], classes: int)
 
 
 def _face(defence: Defence, key: Key | None) -> nn.Module:
-    """The defence as a module in evaluation mode, with fresh noise or that of a key."""
-    return (defence if key is None else defence.bind(key)).eval()
+    """The defence as a module, with fresh noise or that of a key."""
+    return defence if key is None else defence.bind(key)
 
 
 def _device(model: nn.Module) -> torch.device:
