@@ -5,11 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from components import PURIFIERS, SHAPE, Counted, images, scramble, squash
+from lustral.attacks.gradients import KnownNoise
 from lustral.classifiers.small import SmallCNN
 from lustral.core.adjoint import Direct, Identity, Skip, Surrogate
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify, trace
-from lustral.core.noise import Key
+from lustral.core.lanes import Lanes
+from lustral.core.noise import Key, Veiled
 from lustral.core.vote import Abstain, Majority, MeanLogits, MeanSoftmax, Single
 from lustral.defence import Defence, defend
 from lustral.purifiers.compose import from_function, when
@@ -215,6 +217,45 @@ def test_what_is_put_in_the_wrong_place_is_said(net, x):
         purify(squash, x)
     with pytest.raises(UserError, match="no purifier"):
         next(trace(squash, x))
+
+
+class Curious:
+    """Keeps all noise that it is handed; ``effort`` makes lanes sort its rows."""
+
+    n_steps = 1
+
+    def __init__(self):
+        self.handed = []
+
+    def init(self, x, rng):
+        self.handed.append(rng)
+        return (x,)
+
+    def step(self, i, state, rng):
+        self.handed.append(rng)
+        return (state[0] + 0.01 * rng.normal(state[0]),)
+
+    def readout(self, state):
+        return state[0]
+
+    def effort(self, state):
+        return None
+
+
+@pytest.mark.parametrize("adjoint", [None, Direct(), Identity(), Surrogate])
+@pytest.mark.parametrize("part", ["fresh", "all", "init", "step"])
+def test_no_way_to_run_a_purifier_tells_it_where_it_is(adjoint, part, classifier, x):
+    spy = Curious()
+    adjoint = Surrogate(spy) if adjoint is Surrogate else adjoint
+    defence = defend(classifier, spy, MeanLogits(2), adjoint=adjoint, lanes=3)
+    victim = defence if part == "fresh" else KnownNoise(defence, Key(1), part)
+    victim.logits(x.clone().requires_grad_(), KEY.rng(IDS)).sum().backward()
+    with torch.no_grad():
+        victim.logits(x, KEY.rng(IDS))
+    defence(x), defence.bind(4)(x), defence.decide(x), purify(spy, x, 1), list(trace(spy, x, KEY))
+    purify(spy, x, KEY.rng(IDS), adjoint=adjoint), Lanes(2)(spy, x, KEY.rng(IDS))
+    assert len(spy.handed) > 20
+    assert {type(rng) for rng in spy.handed} == {Veiled}
 
 
 def test_searches_may_look_beside_the_range_of_images(classifier, x):

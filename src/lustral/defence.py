@@ -11,7 +11,7 @@ from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
 from .core.lanes import Lanes, gather, in_parts
 from .core.networks import Modeless, Modes, modules_in
-from .core.noise import Key, Rng, as_rng
+from .core.noise import Key, Rng, as_rng, veiled
 from .core.purifier import Purifier
 from .core.vote import ABSTAIN, Single, Vote
 
@@ -78,7 +78,7 @@ class Defence(Modeless):
     def _draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         if self.purifier is not None:
             own = self.adjoint if torch.is_grad_enabled() else Checkpointed()
-            x = Lanes(self.lanes, adjoint or own)(self.purifier, x, rng.fold("purify"))
+            x = Lanes(self.lanes, adjoint or own)(self.purifier, x, veiled(rng.fold("purify")))
         return gather(in_parts(lambda part: self.classifier(x[part]), torch.arange(len(x)), self.lanes))
 
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:

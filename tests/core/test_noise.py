@@ -1,5 +1,7 @@
+import copy
 import hashlib
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from lustral.core.errors import UserError
-from lustral.core.noise import Key, Mixed, Rng, as_rng, audit, replaying
+from lustral.core.noise import Key, Mixed, Rng, Veiled, as_rng, audit, replaying, veiled
 
 KINDS = {"normal": Rng.normal, "uniform": Rng.uniform, "sign": Rng.sign}
 KEY = Key(2024, ("here",))
@@ -265,3 +267,38 @@ def test_mixed_noise_is_indexed_repeated_and_folded_as_both_of_its_sources(chang
 def test_mixed_noise_may_be_passed_for_randomness():
     mixed = Mixed(Key(1).rng(2), Key(2).rng(2), "init")
     assert as_rng(mixed, 2) is mixed
+
+
+@pytest.mark.parametrize("draw_noise", [Veiled.normal, Veiled.uniform, Veiled.sign])
+def test_veiled_noise_has_the_bits_of_its_address_and_is_asked_alike(draw_noise):
+    plain, opaque = KEY.rng(torch.tensor([4, 9, 2])), veiled(KEY.rng(torch.tensor([4, 9, 2])))
+    twin = getattr(Rng, draw_noise.__name__)
+    changes = [
+        lambda rng: rng,
+        lambda rng: rng.fold("deeper", 3),
+        lambda rng: rng[1:],
+        lambda rng: rng[torch.tensor([True, False, True])],
+        lambda rng: rng.repeat(2).fold("x"),
+        lambda rng: rng.at(Key(7)),
+    ]
+    for change in changes:
+        expected, found = change(plain), change(opaque)
+        assert torch.equal(draw_noise(found, batch(len(found))), twin(expected, batch(len(expected))))
+    with audit() as seen:
+        opaque.normal(batch(3))
+    assert sorted(i for _, i, _ in seen) == [2, 4, 9]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_veiled_noise_does_not_say_where_it_is(mixed):
+    rng = KEY.fold("judge").rng(torch.tensor([31, 77]), draw=5)
+    opaque = veiled(Mixed(rng, Key(1).rng(rng.ids), "init") if mixed else rng)
+    open_to_all = {name for name in dir(opaque) if not name.startswith("_")}
+    assert open_to_all == {"fold", "repeat", "at", "normal", "uniform", "sign"}
+    assert type(opaque.fold("init")) is type(opaque.fold("step", 0)) is type(veiled(opaque)) is Veiled
+    assert not hasattr(opaque, "__dict__")
+    assert not any(word in repr(opaque) for word in ("judge", "here"))
+    assert copy.deepcopy(opaque) is opaque
+    assert as_rng(opaque, 2) is opaque
+    with pytest.raises(TypeError, match="keep the Key"):
+        pickle.dumps(opaque)

@@ -42,7 +42,7 @@ class KnownNoise:
 
     def noise(self, rng: Rng) -> Rng | Mixed:
         """What the victim's noise is where the attacker brings ``rng``."""
-        known = self.key.rng(rng.ids)
+        known = rng.at(self.key)
         return known if self.part == "all" else Mixed(rng, known, self.part)
 
     def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:

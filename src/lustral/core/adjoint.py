@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .noise import Rng, replaying
+from .noise import Rng, replaying, veiled
 from .purifier import Purifier, alike
 
 State = Any
@@ -31,6 +31,7 @@ class Direct:
     """Plain autograd: exact, keeps every activation, and the only one that reaches the purifier's weights."""
 
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
+        rng = veiled(rng)
         state = purifier.init(x, rng.fold("init"))
         for i in range(purifier.n_steps):
             # A node per step makes gradients accumulate step by step, in the order of every other exact adjoint.
@@ -51,6 +52,7 @@ class Checkpointed:
     budget: int = field(default=0, metadata={"role": "runtime"})
 
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
+        rng = veiled(rng)
         state = purifier.init(x, rng.fold("init"))
 
         def step(i: int, state: State) -> State:

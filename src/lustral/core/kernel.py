@@ -7,7 +7,7 @@ from torch import Tensor
 from . import check
 from .adjoint import Adjoint, Checkpointed
 from .networks import Modes
-from .noise import Key, Mixed, Rng, as_rng
+from .noise import Key, Rng, Veiled, as_rng, veiled
 from .purifier import Purifier
 
 
@@ -24,10 +24,10 @@ def purify(
     return (adjoint or Checkpointed())(purifier, x, rng)
 
 
-def _begun(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None) -> Rng | Mixed:
+def _begun(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None) -> Veiled:
     """Says what is wrong with a purifier or images; gives the noise."""
     check.purifier(purifier)
-    rng = as_rng(rng, len(check.images(x)))
+    rng = veiled(as_rng(rng, len(check.images(x))))
     Modes(purifier).check(lambda: Checkpointed()(purifier, x[:2], rng[:2]))
     return rng
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .adjoint import Adjoint, Checkpointed, Direct
 from .errors import UserError
-from .noise import Rng
+from .noise import Rng, veiled
 from .purifier import Purifier, alike
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class Lanes:
             raise UserError(f"There must be at least 1 lane, not {self.width}.")
 
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
+        rng = veiled(rng)
         plain = isinstance(self.inner, Direct | Checkpointed) and not (torch.is_grad_enabled() and x.requires_grad)
         if plain and len(x) > 1 and isinstance(purifier, Foreseeing):
             with torch.set_grad_enabled(torch.is_grad_enabled() and isinstance(self.inner, Direct)):

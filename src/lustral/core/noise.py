@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -95,6 +96,10 @@ class Rng:
         inner = torch.arange(draws).repeat(len(self))
         return Rng(self.key, self.ids.repeat_interleave(draws), self.draws.repeat_interleave(draws) * draws + inner)
 
+    def at(self, key: Key) -> "Rng":
+        """The same samples at another key, each at its first draw."""
+        return key.rng(self.ids)
+
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal noise of the shape ([n, ...]), dtype and device of ``like``."""
         return self._fill("normal", like, lambda gen, row: gen.standard_normal(dtype=np.float32, out=row))
@@ -149,6 +154,72 @@ class Mixed:
     def repeat(self, draws: int) -> "Mixed":
         return Mixed(self.fresh.repeat(draws), self.known.repeat(draws), self.part)
 
+    def at(self, key: Key) -> Rng:
+        return self.fresh.at(key)
+
+
+class Veiled:
+    """What a purifier is handed: noise that does not say where it is.
+
+    Its values are those of the ``Rng`` behind it, but the seed, the path, the ids and the draws cannot be asked for, so
+    no purifier can tell by them whether it is attacked or judged, which draw it is in, or whether its noise is known.
+    Whoever reads the memory of the process will find them: this is an interface and no prison.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def __len__(self) -> int:
+        return len(_behind[self])
+
+    def fold(self, *names: Name) -> "Veiled":
+        """The same rows at a place below this one."""
+        return veiled(_behind[self].fold(*names))
+
+    def __getitem__(self, index: Tensor | slice) -> "Veiled":
+        """The rows that ``index`` (slice, mask or integers) selects."""
+        return veiled(_behind[self][index])
+
+    def repeat(self, draws: int) -> "Veiled":
+        """Every row ``draws`` times in a run, each with noise of its own."""
+        return veiled(_behind[self].repeat(draws))
+
+    def at(self, key: Key) -> "Veiled":
+        """The same samples at another key, each at its first draw."""
+        return veiled(_behind[self].at(key))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal noise of the shape ([n, ...]), dtype and device of ``like``."""
+        return _behind[self].normal(like)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform noise on [0, 1) of the shape, dtype and device of ``like``."""
+        return _behind[self].uniform(like)
+
+    def sign(self, like: Tensor) -> Tensor:
+        """Rademacher noise, -1 or +1 with probability one half each."""
+        return _behind[self].sign(like)
+
+    def __copy__(self) -> "Veiled":
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "Veiled":
+        return self
+
+    def __reduce__(self):
+        raise TypeError("Noise that is handed to a purifier stays in its process; keep the Key that you made instead.")
+
+
+_behind: "WeakKeyDictionary[Veiled, Rng | Mixed]" = WeakKeyDictionary()
+
+
+def veiled(rng: "Rng | Mixed | Veiled") -> Veiled:
+    """The same noise without its address."""
+    if isinstance(rng, Veiled):
+        return rng
+    made = Veiled()
+    _behind[made] = rng
+    return made
+
 
 class _Rows(threading.local):
     """This thread's Philox generator, moved from address to address; one built per row would cost five times more."""
@@ -200,9 +271,9 @@ def replaying() -> Iterator[None]:
         _audit.reset(token)
 
 
-def as_rng(rng: "Rng | Mixed | Key | int | None", n: int) -> "Rng | Mixed":
+def as_rng(rng: "Rng | Mixed | Veiled | Key | int | None", n: int) -> "Rng | Mixed | Veiled":
     """What people may pass for randomness: an Rng, a Key, a seed, or None for noise that nobody can replay."""
-    if isinstance(rng, Rng | Mixed):
+    if isinstance(rng, Rng | Mixed | Veiled):
         return rng
     key = Key.secret() if rng is None else rng if isinstance(rng, Key) else Key(int(rng))
     return key.rng(n)

@@ -16,7 +16,7 @@ from ..attacks.gradients import Gradient, Selection, bpda, exact
 from ..attacks.losses import margin
 from ..attacks.pgd import RandomSign
 from ..core.adjoint import Checkpointed, Direct
-from ..core.noise import Key, Rng, audit
+from ..core.noise import Key, Rng, audit, veiled
 from ..core.purifier import Purifier
 from ..core.threat import L1, Linf, Threat
 from ..defence import Defence
@@ -179,6 +179,7 @@ def replay_facts(purifier: Purifier, x: Tensor, rng: Rng) -> dict:
 
     And the exact gradient against plain autograd on the first steps, and how the gradient's length changes on its way.
     """
+    rng = veiled(rng)
     state, norms = purifier.init(x, rng.fold("init")), []
     replays, addresses = True, True
     for i in range(purifier.n_steps):

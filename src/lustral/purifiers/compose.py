@@ -82,10 +82,10 @@ class Pinned:
         return self.inner.n_steps
 
     def init(self, x: Tensor, rng: Rng) -> Any:
-        return self.inner.init(x, self.key.rng(rng.ids).fold("init"))
+        return self.inner.init(x, rng.at(self.key).fold("init"))
 
     def step(self, i: int, state: Any, rng: Rng) -> Any:
-        return self.inner.step(i, state, self.key.rng(rng.ids).fold("step", i))
+        return self.inner.step(i, state, rng.at(self.key).fold("step", i))
 
     def readout(self, state: Any) -> Tensor:
         return self.inner.readout(state)

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..core.noise import Rng
+from ..core.noise import Rng, veiled
 from ..core.purifier import Purifier
 from ..defence import Classifier
 from ..purifiers.adaptive import AdaptiveState
@@ -31,7 +31,7 @@ class Frame(NamedTuple):
 @torch.no_grad()
 def film(purifier: Purifier, x: Tensor, rng: Rng, classifier: Classifier | None = None) -> list[Frame]:
     """The input, the beginning, and evenly chosen steps up to the last one."""
-    n = purifier.n_steps
+    n, rng = purifier.n_steps, veiled(rng)
     shown = {round(k * n / (FRAMES - 1)) for k in range(FRAMES)}
     labels = (lambda images: None) if classifier is None else lambda images: classifier(images).argmax(dim=1)
     frames = [Frame(-1, x, ["input"] * len(x), labels(x))]
