@@ -8,7 +8,7 @@ import pytest
 
 from lustral.evaluate.findings import CHECKS
 
-PAGES = Path(__file__).parents[2] / "docs" / "findings"
+PAGES = Path(inspect.getfile(CHECKS["logits"])).parent / "pages"
 
 
 def can(name: str, level: str) -> bool:

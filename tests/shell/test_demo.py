@@ -12,7 +12,6 @@ from lustral.shell.options import Search
 @pytest.fixture
 def found(lustral, monkeypatch, tmp_path) -> dict:
     monkeypatch.setattr(demo, "Search", lambda **options: Search(steps=1, eot=1))
-    monkeypatch.setattr(demo, "MICRO_BATCH", 16)
     assert lustral("demo", "--out=out", "--images=2", "--resources.batch=2") == 0
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "ledger.sqlite",

@@ -301,7 +301,7 @@ def test_withheld_numbers_are_nowhere_and_a_box_says_why():
     page = Page(html)
     assert not re.search(r"\b3[68] %|37\.91|36\.13", page.text + " ".join(page.values("aria-label")))
     assert "its robust accuracy is withheld. The evaluation contradicts itself in red-one." in page.words()
-    assert "What it means and what to do: docs/findings/red-one.md." in page.words()
+    assert "What it means and what to do: red-one." in page.words()
     assert "The robust accuracy of DiffPure SDE is withheld." in page.words()
     assert [row[2] for row in page.rows if row[0] in ("Exact", "Worst case")] == [
         "50 %",
@@ -368,3 +368,30 @@ def test_many_systems_share_a_limit_of_pictures():
     shown = {name: np.repeat(value, 4, axis=0) for name, value in pictures(systems=systems).items()}
     grids = Page(render({"title": "Pictures"}, shown)).rows
     assert len(grids) == 7 * (1 + 2)
+
+
+def test_a_finding_says_on_the_page_itself_what_it_means():
+    found = suite()
+    found["findings"]["diffpure-sde"][-1]["name"] = "null-control"
+    found["withheld"] = {"diffpure-sde": ["null-control"]}
+    html = render(found, {})
+    page = Page(html)
+    assert 'What it means and what to do: <a href="#finding-1-null-control">null-control</a>.' in html
+    assert 'id="finding-1-null-control"' in html
+    assert "Looking often and keeping the best is worth something even without a gradient." in page.words()
+    assert "Check the sign of the loss and finite-difference; run" in page.words()  # files are no links here
+    assert page.unbalanced == []
+
+
+def test_images_that_were_given_are_said_to_be():
+    found = results()
+    found["data"] = {"name": "given", "split": "given", "images": 6}
+    page = Page(render(found, {}))
+    assert "Of 6 images that were given, changed within" in page.words()
+    assert "of given" not in page.words()
+
+
+def test_an_option_is_spelled_as_it_is():
+    html = render(suite(allow_red=True), {})
+    assert "--allow-red" not in html
+    assert "shown here because allow_red asked for it" in html

@@ -1,11 +1,12 @@
 """The demonstration: the whole system on real handwritten digits, in about five minutes on two cores."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import UserError
 from ..core.noise import Key
-from ..core.threat import Linf
-from ..evaluate.protocol import Job, System, shuffled
+from ..core.threat import Linf, Threat
+from ..evaluate.protocol import Job, shuffled
 from . import build, folder, results, runner, views
 from .images import data as datasets
 from .ledger import Ledger
@@ -19,49 +20,61 @@ WHY_FAIR = (
     "turn an image into another digit's, so a classifier that resists all of them exists."
 )
 LADDER = ("clean", "null", "blind", "bpda", "exact", "fixed")
-MICRO_BATCH = 64
+BATCH, ROWS = 32, 256  # images that are attacked together, and the most rows that a network sees at a time
 T_STAR, SWEPT = 0.1, "diffpure-ddpm"
 CURVE_IMAGES = 24
 
 
-def systems(device: str = "cpu") -> dict[str, System]:
+@dataclass(frozen=True)
+class Entry:
+    """A system of the demonstration, from which jobs are made."""
+
+    name: str
+    how: Purification
+    judge: Classification = Classification()
+
+    def job(
+        self, stage: str, threat: Threat, search: Search, images: int, draws: int, spend: Resources, called: str = ""
+    ) -> Job:
+        """A stage on the first images. Networks see all rows of a look at a time, so that none are there to fill up."""
+        votes = self.judge.draws
+        decisions = 1 if self.how.method == "none" else max(1, search.eot // votes)
+        rows = min(ROWS, min(BATCH, images) * decisions * votes)
+        system = build.system(self.name, self.how, self.judge, rows, spend.device)
+        made = build.stage(stage, system, threat, replace(search, eot=decisions), spend, draws, called)
+        return Job(system, made, images)
+
+
+def systems() -> list[Entry]:
     """Undefended, ADP, and DiffPure with two reverse processes, around the weights that ship with Lustral."""
-    adp_vote = Classification(vote="mean-softmax", draws=4)
     # 10 steps instead of the reference's 100 at the same t*: on these images neither clean accuracy nor RMSE differs.
-    plans = {
-        "undefended": (Purification(method="none"), Classification()),
-        "adp": (Purification(method="adp", sigma=0.25), adp_vote),
-        "diffpure-sde": (Purification(solver="sde", steps=10), Classification()),
-        SWEPT: (Purification(solver="ddpm", steps=10, t_star=T_STAR), Classification()),
-    }
-    return {name: build.system(name, how, judge, MICRO_BATCH, device) for name, (how, judge) in plans.items()}
+    return [
+        Entry("undefended", Purification(method="none")),
+        Entry("adp", Purification(method="adp", sigma=0.25), Classification(vote="mean-softmax", draws=4)),
+        Entry("diffpure-sde", Purification(solver="sde", steps=10)),
+        Entry(SWEPT, Purification(solver="ddpm", steps=10, t_star=T_STAR)),
+    ]
 
 
 def plan(images: int, resources: Resources) -> tuple[list[Job], dict[tuple[str, str], tuple[str, float]]]:
     """The jobs, and for those on a curve which curve and where."""
-    threat, jobs, curves = Linf(EPS), [], {}
-    for name, system in systems(resources.device).items():
-        stages = ("clean", "null", "exact") if name == "undefended" else LADDER
-        votes = system.defence.vote.draws
-        search = Search(steps=15, eot=1 if name == "undefended" else max(1, 8 // votes))
-        for stage in stages:
+    threat, jobs, curves, few = Linf(EPS), [], {}, min(images, CURVE_IMAGES)
+    for system in systems():
+        alone, votes = system.how.method == "none", system.judge.draws
+        for stage in ("clean", "null", "exact") if alone else LADDER:
             # Known noise makes the victim deterministic, so its attack spends the saved draws on more steps.
-            used = Search(steps=30, eot=1) if stage == "fixed" and votes == 1 else search
-            jobs.append(Job(system, build.stage(stage, system, threat, used, resources, draws=20), images))
-        few = min(images, CURVE_IMAGES)
+            known = Search(steps=30 if votes == 1 else 15, eot=1)
+            used = known if stage == "fixed" else Search(steps=15, eot=8)
+            jobs.append(system.job(stage, threat, used, images, 20, resources))
         for eps in (EPS / 3, EPS * 2 / 3, EPS * 4 / 3):
             called = f"exact@eps={eps:.4f}"
-            used = Search(steps=6, eot=max(1, search.eot // 2))
-            jobs.append(Job(system, build.stage("exact", system, Linf(eps), used, resources, 8, called), few))
-            curves[name, called] = "eps", eps
+            jobs.append(system.job("exact", Linf(eps), Search(steps=6, eot=4), few, 8, resources, called))
+            curves[system.name, called] = "eps", eps
     for t_star in (0.05, 0.15):
-        name = f"{SWEPT}, t*={t_star:g}"
-        how = Purification(solver="ddpm", steps=10, t_star=t_star)
-        system = build.system(name, how, Classification(), MICRO_BATCH, resources.device)
-        few = min(images, CURVE_IMAGES)
+        system = Entry(f"{SWEPT}, t*={t_star:g}", Purification(solver="ddpm", steps=10, t_star=t_star))
         for stage in ("clean", "exact"):
-            jobs.append(Job(system, build.stage(stage, system, threat, Search(steps=6, eot=4), resources, 8), few))
-            curves[name, stage] = "t_star", t_star
+            jobs.append(system.job(stage, threat, Search(steps=6, eot=4), few, 8, resources))
+            curves[system.name, stage] = "t_star", t_star
     return jobs, curves
 
 
