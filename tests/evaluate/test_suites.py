@@ -17,7 +17,7 @@ from lustral.core.noise import Key, audit
 from lustral.core.threat import L2, Linf
 from lustral.core.vote import MeanLogits, Single
 from lustral.defence import Defence
-from lustral.evaluate import protocol, suites
+from lustral.evaluate import protocol, sizes, suites
 from lustral.evaluate.protocol import Data, Job, Memory, Stage, System, evaluate, levels, pending
 from lustral.purifiers.presets import diffpure
 
@@ -44,7 +44,7 @@ def attacks(suite: str, of: System) -> dict[str, object]:
 
 
 def test_a_number_names_its_suite():
-    assert suites.title("standard") == "lustral-standard-1"
+    assert sizes.title("standard") == "lustral-standard-1"
     with pytest.raises(UserError, match="Did you mean 'standard'"):
         suites.jobs("standart", [system()], Linf(0.1), 8)
 

@@ -12,7 +12,7 @@ from lustral.core.kernel import purify
 from lustral.core.noise import Key
 from lustral.denoisers.base import Autocast
 from lustral.purifiers.adaptive import UnitField
-from lustral.shell import build, commands, folder
+from lustral.shell import build, commands, stored
 from lustral.shell.images import data as datasets
 from lustral.shell.options import Classification, Evaluation, Purification, Resources, Search, ThreatModel
 
@@ -70,7 +70,7 @@ def test_a_run_says_its_precision_and_belongs_to_it(tmp_path: Path):
     found = commands.evaluate(replace(ASKED, precision="bfloat16"), tmp_path, Resources(), None, None, False)
     assert found["precision"] == "bfloat16"
     assert '<dt>Precision</dt><dd class="mono">bfloat16' in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert folder.read_json(tmp_path / "run.json", "options")["precision"] == "bfloat16"
+    assert stored.read_json(tmp_path / "run.json", "options")["precision"] == "bfloat16"
     with pytest.raises(UserError, match=r"another run.*Autocast"):
         commands.evaluate(ASKED, tmp_path, Resources(), None, None, False)
 

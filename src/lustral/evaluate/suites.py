@@ -26,44 +26,10 @@ from ..core.noise import Key
 from ..core.threat import Linf, Threat
 from ..defence import Defence
 from .protocol import Job, Stage, System
+from .sizes import SIZES, Size
 
 TWIN = Key(0, ("twin",))  # the noise of the fixed-noise twin from which candidates are transferred
 CURVE = (0.25, 0.5, 1.5, 2.0)  # of eps; the exact control is the fifth point
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much a suite spends: iterations and draws (purifications) for controls and attacks, judging draws, images."""
-
-    controls: int
-    ladder: int
-    eot: int
-    iterations: int
-    targets: int
-    targeted: int
-    queries: int
-    judge: int
-    final: int
-    patience: int = 3
-
-
-SIZES = {
-    "smoke": Size(controls=8, ladder=5, eot=4, iterations=5, targets=0, targeted=0, queries=0, judge=10, final=20),
-    "quick": Size(controls=16, ladder=10, eot=8, iterations=20, targets=0, targeted=0, queries=100, judge=20, final=50),
-    "standard": Size(
-        controls=32, ladder=20, eot=10, iterations=100, targets=5, targeted=20, queries=500, judge=20, final=100
-    ),
-    "gold": Size(
-        controls=64, ladder=40, eot=20, iterations=100, targets=9, targeted=50, queries=5000, judge=40, final=200,
-        patience=0,
-    ),
-}  # fmt: skip
-VERSION = 1
-
-
-def title(name: str) -> str:
-    """What a number made by this suite is called by: ``lustral-standard-1``."""
-    return f"lustral-{name}-{VERSION}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from ..core.noise import Key
 from ..core.threat import Threat
 from ..defence import Defence
 from ..denoisers.base import Meter
-from ..evaluate import suites
+from ..evaluate import sizes, suites
 from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, System, shuffled
 from . import build, folder, plan, results, runner, views
@@ -55,10 +55,10 @@ def assess(
         for system in systems:
             _count(system, watching)
         place, key = Path(out or scratch), Key(seed)
-        with runner.open_ledger(jobs, data, key, place, {"suite": suites.title(suite)}) as ledger:
+        with runner.open_ledger(jobs, data, key, place, {"suite": sizes.title(suite)}) as ledger:
             runner.certify_all(systems, data, threat, key, ledger, resources, suite)
             runner.execute(jobs, data, key, ledger, resources)
-            found, shown = _fold(ledger, jobs, data, key, threat, suites.title(suite))
+            found, shown = _fold(ledger, jobs, data, key, threat, sizes.title(suite))
     found = folder.hold_back(found, allow_red)
     if out is not None:
         folder.publish(Path(out), found, shown)

@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import auto_cli, set_parsing_settings
 
 from ..core.errors import UserError
+from . import names
 from .finished import compare, detect, export, merge, report, verify
 from .networks import get_data, measure_reference, train
 from .options import (
@@ -66,6 +67,8 @@ def purify_files(
         device: Where networks compute: cpu, cuda, cuda:1.
         show: A film strip of it.
     """
+    names.system(purification)
+    names.networks(show.classifier)
     from . import commands
     from . import show as shower
 
@@ -101,6 +104,8 @@ def attack(
         precision: Of the networks' arithmetic, as for evaluate.
         resources: What may be spent.
     """
+    names.images.check(data)
+    names.system(purification, classification)
     from . import commands, show
 
     system = purification, classification
@@ -158,8 +163,6 @@ def evaluate(
         allow_red: Print numbers that a red finding withholds, marked.
         resources: What may be spent.
     """
-    from . import commands, show
-
     named = [stage or "null" for stage in stages]  # YAML reads null as nothing where it is not quoted
     options = Evaluation(
         *(data, images, suite, named, systems, purification, classification, threat, search, draws, seed, micro_batch),
@@ -167,6 +170,9 @@ def evaluate(
         corruption=corruption,
         precision=precision,
     )
+    names.evaluation(options)
+    from . import commands, show
+
     found = commands.evaluate(options, out, resources, shard, stop_width, allow_red)
     if found is None:
         show.done(out / "ledger.sqlite")
@@ -205,13 +211,15 @@ def tune(
         precision: Of the networks' arithmetic, as for evaluate.
         resources: What may be spent.
     """
+    names.images.check(data)
+    names.system(purification, classification)
     from . import show
     from . import tune as tuning
 
     system = purification, classification
     made = tuning.run(out, data, images, over, *system, threat, search, draws, seed, precision, resources)
-    names = [classification.classifier] + ([purification.denoiser] if purification.method != "none" else [])
-    show.settings(made, tuning.seen_before(names, data))
+    used = [classification.classifier] + ([purification.denoiser] if purification.method != "none" else [])
+    show.settings(made, tuning.seen_before(used, data))
     show.done(out / "best.yaml")
 
 
@@ -241,12 +249,12 @@ def show_one(name: str) -> None:
     Args:
         name: A name from `lustral list`, a .safetensors file, or the folder of a run.
     """
-    from . import folder, show, weights
+    from . import cards, show, stored
 
     if Path(name).is_dir():
-        show.table(folder.read(Path(name))[0])
+        show.table(stored.results(Path(name)))
     else:
-        show.card(weights.card(weights.find(name)))
+        show.card(cards.card(cards.find(name)))
 
 
 INTERRUPTED = 130

@@ -16,7 +16,7 @@ from ..core.lanes import Lanes
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
 from ..training.batches import spread_rows
-from . import build, folder, plan, strip, systems, weights
+from . import build, folder, plan, stored, strip, systems, weights
 from . import device as devices
 from .files import check_suffix, check_writable, replacing, write_text
 from .images import data as datasets
@@ -190,7 +190,7 @@ def merge(out: Path, parts: list[Path], allow_red: bool) -> dict:
     if out.resolve() in [place.resolve() for place in parts]:
         raise UserError(f"Shards are merged into a folder of their own, not into {out}, which is one of them.")
     with Ledger(parts[0] / "ledger.sqlite") as first:
-        spec, options = first.spec(), folder.read_json(parts[0] / "run.json", "options")
+        spec, options = first.spec(), stored.read_json(parts[0] / "run.json", "options")
     with Ledger(out / "ledger.sqlite", spec) as ledger:
         for place in parts:
             with Ledger(place / "ledger.sqlite") as other:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from . import names, stored
 from .options import Resources
 
 
@@ -14,6 +15,7 @@ def merge(out: Path, parts: list[Path], allow_red: bool = False) -> None:
         parts: Folders of the shards.
         allow_red: Print numbers that a red finding withholds, marked.
     """
+    stored.check(*parts)
     from . import commands, show
 
     show.table(commands.merge(out, parts, allow_red))
@@ -27,6 +29,7 @@ def compare(a: Path, b: Path) -> None:
         a: Folder of a run.
         b: Folder of another run.
     """
+    stored.check(a, b)
     from . import review, show
 
     show.comparison(review.compare(a, b))
@@ -40,6 +43,7 @@ def verify(run: Path, images: int = 4, resources: Resources = Resources()) -> No
         images: How many images; others are chosen every time.
         resources: What may be spent.
     """
+    stored.check(run)
     from . import review, show
 
     show.line(review.verify(run, images, resources))
@@ -59,6 +63,8 @@ def detect(
         statistic: field (ADP's norm of the score field at one noise level), or eps, single (SSNI's score norms).
         sigma: field: the noise level.
     """
+    stored.check(run)
+    names.networks(denoiser)
     from . import detect as detection
     from . import show
 
@@ -74,6 +80,7 @@ def export(run: Path, out: Path) -> None:
         run: Folder of a finished run.
         out: The .parquet or .json file to write.
     """
+    stored.check(run)
     from . import review, show
 
     show.done(review.export(run, out))
@@ -85,6 +92,7 @@ def report(run: Path) -> None:
     Args:
         run: Folder of a finished run.
     """
+    stored.check(run)
     from . import commands, show
 
     show.done(commands.report(run))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import UserError
+from . import stored
 from .files import replacing, write_text
 from .images.data import read_arrays
 from .report import render
@@ -50,25 +50,4 @@ def finite(value: Any) -> Any:
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """What ``publish`` wrote, without the page."""
-    found = read_json(folder / "results.json", "results")
-    if not isinstance(found, dict) or not {"title", "seed", "data", "threat", "rows", "ordering"} <= found.keys():
-        raise UserError(
-            f"{folder / 'results.json'} holds no results of Lustral; run the evaluation again, which reuses its ledger."
-        )
-    return found, read_arrays(folder / "pictures.npz")
-
-
-def read_json(place: Path, what: str) -> dict:
-    """A JSON file of a run folder."""
-    if not place.exists():
-        if what == "options" and (place.parent / "ledger.sqlite").exists():
-            raise UserError(
-                f"There are no options in {place.parent}. A run of `lustral.assess` has none, as only your own program "
-                "can build its networks; this command needs a run of `lustral evaluate`."
-            )
-        who = "`lustral evaluate`" if what == "options" else "a finished `lustral evaluate` or `lustral demo`"
-        raise UserError(f"There are no {what} in {place.parent}; {who} leaves them there.")
-    try:
-        return json.loads(place.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{place} is damaged ({e}); run the evaluation again, which reuses its ledger.") from e
+    return stored.results(folder), read_arrays(folder / "pictures.npz")

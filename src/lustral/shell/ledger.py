@@ -19,6 +19,7 @@ from ..core.spec import differences, digest
 from ..core.vote import Vote
 from ..evaluate.metrics import margins
 from ..evaluate.protocol import Chunk, Standing, standings
+from . import stored
 from .files import saying
 
 SCHEMA = """
@@ -86,8 +87,8 @@ class Ledger:
         Without it, a ledger in a folder that cannot be written is read as it is.
         """
         self.path = path
-        if spec is None and not path.exists():
-            raise UserError(f"There is no run at {path.parent}; it has no {path.name}. Check the path.")
+        if spec is None:
+            stored.check(path.parent)
         frozen = spec is None and not os.access(path.parent, os.W_OK)
         self._address = path.resolve().as_uri() + ("?immutable=1" if frozen else "")
         if frozen and path.with_name(f"{path.name}-wal").exists():
@@ -103,8 +104,8 @@ class Ledger:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
                 self._db.executescript(SCHEMA)
-        if spec is not None and (stored := self._claimed(spec)) != json.loads(json.dumps(spec)):
-            lines = differences(stored, json.loads(json.dumps(spec)))
+        if spec is not None and (kept := self._claimed(spec)) != json.loads(json.dumps(spec)):
+            lines = differences(kept, json.loads(json.dumps(spec)))
             self.close()
             raise UserError(
                 f"{path.parent} holds another run; choose another folder or delete it. It differs in "

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..training.recipe import Recipe
+from . import names
 from .options import Adversary, Network, Noise, Resources, SetName, TaskName
 
 
@@ -53,6 +54,8 @@ def train(
         check_every: Steps between measurements of the averaged network (-checks.csv); 0: none on the way.
         threads: CPU threads; default: all, and with torchrun one for each process.
     """
+    names.images.check(data)
+    names.networks(network.start, adversary.guide if task in ("addt", "adbm") else None)
     from . import build, memory, show
     from .trainer import fit, tasks
 
@@ -73,6 +76,7 @@ def measure_reference(denoiser: str, data: str | None = None, images: int = 5000
         data: Where the images come from; default: what the denoiser was trained on.
         images: How many, at most.
     """
+    names.networks(denoiser)
     from . import commands, show
 
     show.card(commands.reference(denoiser, data, images))

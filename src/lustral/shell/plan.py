@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..core.errors import UserError, unknown
+from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.spec import differences
 from ..core.threat import Threat
-from ..evaluate import metrics, suites
+from ..evaluate import metrics, sizes, suites
 from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, Job, System, describe, pending, shuffled
 from ..training.batches import as_floats
-from . import build, folder, results, runner, views, weights
+from . import build, folder, names, results, runner, stored, views, weights
 from .device import OnDevice
 from .files import write_text
 from .images import data as datasets
@@ -43,8 +43,7 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     """The objects that the options describe, checked against the data."""
     if options.images < 1:
         raise UserError(f"images must be at least 1, not {options.images}.")
-    if options.suite is not None and options.suite not in suites.SIZES:
-        raise unknown("suite", options.suite, suites.SIZES)
+    names.evaluation(options)
     source = datasets.parts(options.data)
     data = source.pick(options.split, options.data)[: options.images]
     data = corrupt(data, options.corruption) if options.corruption else data
@@ -101,7 +100,7 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
     mine = set(runner.shard(plan.data.ids.tolist(), part))
     if width is not None and (part is not None or plan.options.suite is None or not 0 < width < 1):
         raise UserError("Stopping early needs a suite, a width between 0 and 1, and no shards.")
-    facts = {"micro_batch": plan.options.micro_batch, "suite": plan.options.suite and suites.title(plan.options.suite)}
+    facts = {"micro_batch": plan.options.micro_batch, "suite": plan.options.suite and sizes.title(plan.options.suite)}
     with runner.open_ledger(plan.jobs, plan.data, plan.key, out, facts) as ledger:
         write_text(out / "run.json", json.dumps(asdict(plan.options), indent=1) + "\n")
         if plan.options.suite is not None:
@@ -150,7 +149,7 @@ def fold(plan: Plan, ledger: Ledger, command: str, stopped: bool) -> dict:
         stopped=stopped,
         title=f"{', '.join(system.name for system in plan.systems)} on {_images(options)}",
         command=command,
-        suite=options.suite and suites.title(options.suite),
+        suite=options.suite and sizes.title(options.suite),
         seed=options.seed,
         precision=options.precision,
         data={
@@ -185,16 +184,16 @@ def _images(options: Evaluation) -> str:
 
 def load(out: Path, resources: Resources) -> Plan:
     """The plan of an earlier run, checked to be the one that its ledger belongs to: same images, systems and stages."""
-    stored = folder.read_json(out / "run.json", "options")
+    kept = stored.read_json(out / "run.json", "options")
     try:
         options = Evaluation(
-            **stored
+            **kept
             | {
-                "purification": Purification(**stored["purification"]),
-                "classification": Classification(**stored["classification"]),
-                "threat": ThreatModel(**stored["threat"]),
-                "search": Search(**stored["search"]),
-                "systems": stored["systems"] and {name: _stored(entry) for name, entry in stored["systems"].items()},
+                "purification": Purification(**kept["purification"]),
+                "classification": Classification(**kept["classification"]),
+                "threat": ThreatModel(**kept["threat"]),
+                "search": Search(**kept["search"]),
+                "systems": kept["systems"] and {name: _stored(entry) for name, entry in kept["systems"].items()},
             }
         )
     except (TypeError, KeyError) as e:
@@ -202,8 +201,8 @@ def load(out: Path, resources: Resources) -> Plan:
     made = make(options, resources)
     now = json.loads(json.dumps(describe(made.jobs, made.data, made.key)))
     with Ledger(out / "ledger.sqlite") as ledger:
-        stored = ledger.spec()
-    if lines := differences(_anywhere({part: stored.get(part) for part in now}), _anywhere(now)):
+        before = ledger.spec()
+    if lines := differences(_anywhere({part: before.get(part) for part in now}), _anywhere(now)):
         raise UserError(
             f"{out} was run with other options, data, networks or code than are here now; what differs is "
             f"{'; '.join(lines[:3])}."

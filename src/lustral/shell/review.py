@@ -13,7 +13,7 @@ import torch
 from ..attacks.anatomy import summary
 from ..core.errors import UserError
 from ..core.spec import differences
-from ..evaluate import metrics, suites
+from ..evaluate import metrics, sizes
 from ..evaluate.protocol import Data, Job, decided
 from . import build, folder, plan, runner
 from .files import replacing, write_text
@@ -287,5 +287,5 @@ def model_info(found: dict, name: str) -> dict:
         "backward": sum(row["backward"] for row in rows.values()),
         "findings": {f["name"]: f["level"] for f in (found.get("findings") or {}).get(name, [])},
         "withheld": (found.get("withheld") or {}).get(name),
-        "version_of_suites": suites.VERSION,
+        "version_of_suites": sizes.VERSION,
     }

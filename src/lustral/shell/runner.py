@@ -14,7 +14,7 @@ from ..attacks.anatomy import effort
 from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Threat
-from ..evaluate import suites
+from ..evaluate import sizes
 from ..evaluate.certificate import certify
 from ..evaluate.protocol import Data, Job, System, describe, levels, pending, run
 from .ledger import Ledger
@@ -110,7 +110,7 @@ def certify_all(
     suite: str,
 ) -> None:
     """Measures the gradients and the noise of every system that has no certificate in the ledger yet."""
-    how = {"eot": suites.SIZES[suite].eot, "thorough": suite in ("standard", "gold")}
+    how = {"eot": sizes.SIZES[suite].eot, "thorough": suite in ("standard", "gold")}
     todo = [system for system in systems if ledger.certificate(system.name) is None]
     calls = [lambda s=system: (s.name, certify(s, data, threat, key, **how)) for system in todo]
     with progress() as bar:

@@ -3,17 +3,20 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluate import suites
-from ..evaluate.detection import Seen
-from . import build, config, weights
-from .controls import Caught
-from .options import Solver, VoteName
-from .systems import METHODS
+from ..evaluate.sizes import SIZES
+from . import cards, config
+from .names import METHODS
+from .options import Solver, StageName, VoteName
+
+if TYPE_CHECKING:  # these load torch, which a list of names does not need
+    from ..evaluate.detection import Seen
+    from .controls import Caught
 
 # Wide enough for the table where the output is a pipe or a file.
 out = Console(markup=False) if Console().is_terminal else Console(width=140, markup=False)
@@ -100,7 +103,7 @@ def comparison(found: list[dict]) -> None:
             line(f"{test['stage']}: {test['a']} and {test['b']} were not attacked alike: {', '.join(test['unlike'])}.")
 
 
-def detection(seen: list[Seen]) -> None:
+def detection(seen: list["Seen"]) -> None:
     """How well every stage's candidates were told from the clean images."""
     sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("system", "stage"):
@@ -115,7 +118,7 @@ def detection(seen: list[Seen]) -> None:
     out.print(sheet)
 
 
-def controls(found: list[Caught]) -> bool:
+def controls(found: list["Caught"]) -> bool:
     """What caught each control; whether all are as they must be."""
     for control in found:
         by = ", ".join(control.red) or "no red finding"
@@ -153,23 +156,23 @@ def settings(made: list, seen: list[str]) -> None:
         line(f"amber: {', '.join(seen)}: trained on the validation images too (--split fit leaves them out).")
 
 
-def card(about: weights.Card) -> None:
+def card(about: cards.Card) -> None:
     """A card, as JSON."""
     out.print_json(json.dumps(asdict(about)))
 
 
 def names() -> None:
     """Everything that has a name."""
-    for name, path in weights.zoo().items():
-        about = weights.card(path)
+    for name, path in cards.zoo().items():
+        about = cards.card(path)
         facts = ", ".join(f"{key} {value:g}" for key, value in about.measured.items())
         line(f"{about.kind:<12}{name:<18}{about.parameters:,} parameters, {about.data}: {facts}")
     for name, path in config.recommended().items():
         line(f"{'recommended':<12}{name:<18}{path}")
-    for name, system in METHODS.items():
-        line(f"{'method':<12}{name:<18}{system.about}")
+    for name, about in METHODS.items():
+        line(f"{'method':<12}{name:<18}{about}")
     line(f"{'wrapper':<12}{'ssni':<18}each image's own noise level, from its score norm (Sun et al. 2025)")
     for kind, values in (("solver", Solver), ("vote", VoteName)):
         line(f"{kind:<12}{', '.join(values.__args__)}")
-    line(f"{'suite':<12}{', '.join(suites.SIZES)}")
-    line(f"{'stage':<12}{', '.join(build.STAGES)}")
+    line(f"{'suite':<12}{', '.join(SIZES)}")
+    line(f"{'stage':<12}{', '.join(StageName.__args__)}")

@@ -15,7 +15,7 @@ from ..purifiers.compose import Pinned
 from ..purifiers.guided import Part, Parts
 from ..purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp, ssni
 from ..purifiers.sample_specific import NORMS, Reference, score_norm
-from . import weights
+from . import names, weights
 from .options import Classification, Precision, Purification
 from .terminal import progress
 
@@ -42,12 +42,11 @@ class Networks(NamedTuple):
 
 @dataclass(frozen=True)
 class Named:
-    """A system: one line about it, how it is made (None: images stay as they are), and the options that it knows.
+    """A system: how it is made (None: images stay as they are), and the options that it knows.
 
     ``precise``: its denoiser computes in float32 always.
     """
 
-    about: str
     make: Callable[[Purification, Networks], Purifier] | None = None
     knows: tuple[str, ...] = ()
     precise: bool = False
@@ -103,27 +102,14 @@ def _agdm(options: Purification, given: Networks) -> Purifier:
 
 DIFFUSION = ("t_star", "solver", "steps", "dt", "rounds", "clamp")
 METHODS = {
-    "none": Named("no purification: the classifier alone"),
-    "diffpure": Named("diffuse to t*, then reverse with any solver (Nie et al. 2022)", _diffpure, DIFFUSION),
-    "adp": Named(
-        "noise, then steps along the score whose size adapts (Yoon et al. 2021)",
-        _adp,
-        ("sigma", "steps", "published", "gate"),
-        # The step's length is a difference over delta = 1e-3, which in bfloat16 is mostly rounding.
-        precise=True,
-    ),
-    "gdmp": Named(
-        "rounds of DDPM, each drawn towards the input (Wang et al. 2022)",
-        _gdmp,
-        ("t_star", "steps", "dt", "rounds", "likeness", "strength"),
-    ),
-    "gnsp": Named("eight rounds of ever more noise; use with a majority of 10 (Lee and Kim 2023)", _gnsp, ("steps",)),
-    "adbm": Named("five DDIM steps, for a denoiser that ADBM trained (Li et al. 2025)", _adbm, ("t_star", "steps")),
-    "agdm": Named(
-        "DiffPure guided by a robust classifier; a reconstruction, as no code is public (Lin et al.)",
-        _agdm,
-        (*DIFFUSION, "guide", "class_weight", "latent_weight"),
-    ),
+    "none": Named(),
+    "diffpure": Named(_diffpure, DIFFUSION),
+    # The step's length is a difference over delta = 1e-3, which in bfloat16 is mostly rounding.
+    "adp": Named(_adp, ("sigma", "steps", "published", "gate"), precise=True),
+    "gdmp": Named(_gdmp, ("t_star", "steps", "dt", "rounds", "likeness", "strength")),
+    "gnsp": Named(_gnsp, ("steps",)),
+    "adbm": Named(_adbm, ("t_star", "steps")),
+    "agdm": Named(_agdm, (*DIFFUSION, "guide", "class_weight", "latent_weight")),
 }
 """Systems that ``--purification.method`` names; ``--purification.ssni`` wraps those that diffuse."""
 
@@ -162,7 +148,8 @@ def in_words(options: Purification, judge: Classification) -> str:
     given = [(name, getattr(options, name)) for name in asked]
     parts = [name.replace("_", " ") if value is True else f"{name} {value}" for name, value in given if value]
     vote = "one decision" if judge.vote == "single" else f"{judge.vote} of {judge.draws}"
-    return "; ".join([system.about, *([", ".join(parts)] if parts else []), f"classifier {judge.classifier}, {vote}"])
+    said = [", ".join(parts)] if parts else []
+    return "; ".join([names.METHODS[options.method], *said, f"classifier {judge.classifier}, {vote}"])
 
 
 def check(options: Purification, chosen: Iterable[str] = ()) -> None:

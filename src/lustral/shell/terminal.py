@@ -6,9 +6,6 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
-import scipy
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -24,6 +21,10 @@ def note(text: str) -> None:
 
 def versions() -> dict[str, str]:
     """What a number depends on besides the run's spec."""
+    import numpy as np
+    import scipy
+    import torch
+
     return {
         "lustral": lustral.__version__,
         "python": platform.python_version(),

@@ -1,6 +1,5 @@
 """Labelled images with stable ids and fixed splits: a standard set, a folder, an .npz file, a set of Hugging Face's."""
 
-import difflib
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,17 @@ from ...core.errors import UserError, unknown
 from ...evaluate.protocol import Data
 from ...training.batches import as_floats
 from ..files import cache, saying
-from . import imagefolder, readers
+from . import imagefolder, names, readers
 from .splits import SPLITS, Labelled, Parts
 
 DIGITS_TRAIN, DIGITS_VALIDATION = 1200, 200
-NAMES = ("digits", *readers.FORMS)
-HUGGINGFACE = "hf:"
 
 
 def load(name: str, split: str = "test") -> Data:
     """A split of a data set, its images as floats in [0, 1].
 
-    ``name`` is one of ``NAMES`` (found in ``folder()``, where ``lustral data`` puts it), the path of a folder or an
-    archive in a published format, of a folder of class folders, or of an .npz file with x and y or x_train, y_train,
+    ``name`` is one of ``names.NAMES`` (found in ``folder()``, where ``lustral data`` puts it), the path of a folder or
+    an archive in a published format, of a folder of class folders, or of an .npz file with x and y or x_train, y_train,
     x_test and y_test, or ``hf:`` and a name on Hugging Face. What the splits are is said in ``splits.py``; a set
     without splits is all of it for train as for test.
     """
@@ -70,10 +67,10 @@ def parts(name: str) -> Parts:
                 f"{name} is not in {folder()}; fetch it with `lustral data {name}`, or name a folder that holds it."
             )
         return found
-    if name.startswith(HUGGINGFACE):
+    if name.startswith(names.HUGGINGFACE):
         from . import huggingface
 
-        return huggingface.read(name.removeprefix(HUGGINGFACE))
+        return huggingface.read(name.removeprefix(names.HUGGINGFACE))
     path = Path(name).expanduser()
     if path.suffix == ".npz":
         return _npz(path)
@@ -85,12 +82,7 @@ def parts(name: str) -> Parts:
             return found
     elif len(path.parts) > 1:
         raise UserError(f"Cannot read {path}: there is no such file or folder; check the path.")
-    close = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UserError(
-        f"Unknown data {name!r}.{hint} It is one of {', '.join(map(repr, NAMES))}, a folder or archive of a set, "
-        "the path of an .npz file with arrays x and y, or hf: and a name on Hugging Face."
-    )
+    raise names.unknown(name)
 
 
 def _digits() -> Parts:
