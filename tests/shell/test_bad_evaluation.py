@@ -101,14 +101,17 @@ CASES: Cases = {
     "attack: another format": (lambda: ["attack", "out.npy", "--images=2"], [".npz", "name the output so", "out.npz"]),
     "merge: no shards": (lambda: ["merge", "out", "[]"], ["Name the folders of the shards"]),
     "merge: no such shard": (lambda: ["merge", "out", "[part]"], ["There is no run at part", "Check the path"]),
-    "verify: no run": (lambda: ["verify", "run"], ["no options in run", "lustral evaluate"]),
+    "verify: no run": (lambda: ["verify", "run"], ["There is no run at run;", "Check the path"]),
     "verify: other options": (
-        lambda: after(["verify", "run"], text("run/run.json", "{}")),
+        lambda: after(["verify", "run"], text("run/run.json", "{}"), text("run/ledger.sqlite", "")),
         ["run.json", "another version of Lustral or damaged"],
     ),
-    "compare: no run": (lambda: ["compare", "a", "b"], ["no options in a", "lustral evaluate"]),
-    "export: no run": (lambda: ["export", "run", "out.json"], ["no results in run", "lustral evaluate"]),
-    "export: unknown kind": (lambda: ["export", "run", "out.csv"], [".parquet or .json", ".csv"]),
+    "compare: no run": (lambda: ["compare", "a", "b"], ["There is no run at a;", "Check the path"]),
+    "export: no run": (lambda: ["export", "run", "out.json"], ["There is no run at run;", "Check the path"]),
+    "export: unknown kind": (
+        lambda: after(["export", "run", "out.csv"], text("run/ledger.sqlite", "")),
+        [".parquet or .json", ".csv"],
+    ),
     "controls: no images": (lambda: ["controls", "--images=0"], ["images must be at least 1, not 0"]),
     "suite: unknown": (lambda: evaluate("--suite=standart"), ["Unknown suite 'standart'", "Did you mean 'standard'"]),
     "stage: purifier of another kind": (
@@ -119,7 +122,7 @@ CASES: Cases = {
         lambda: ["attack", "a.npz", "--stage=surrogate", "--images=1", "--purification.method=none"],
         ["attacks a purifier, and there is none"],
     ),
-    "report: no run": (lambda: ["report", "run"], ["no results in run", "lustral evaluate"]),
+    "report: no run": (lambda: ["report", "run"], ["There is no run at run;", "Check the path"]),
     "report: an unfinished run": (
         lambda: after(["report", "run"], text("run/ledger.sqlite", "")),
         ["no results in run"],
