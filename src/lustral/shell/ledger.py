@@ -87,8 +87,8 @@ class Ledger:
         Without it, a ledger in a folder that cannot be written is read as it is.
         """
         self.path = path
-        if spec is None:
-            stored.check(path.parent)
+        if spec is None and not path.exists():
+            raise stored.missing(path.parent)
         frozen = spec is None and not os.access(path.parent, os.W_OK)
         self._address = path.resolve().as_uri() + ("?immutable=1" if frozen else "")
         if frozen and path.with_name(f"{path.name}-wal").exists():

@@ -7,10 +7,15 @@ from ..core.errors import UserError
 
 
 def check(*folders: Path) -> None:
-    """Refuses folders that hold no run."""
+    """Refuses folders that are not there."""
     for folder in folders:
-        if not (folder / "ledger.sqlite").exists():
-            raise UserError(f"There is no run at {folder}; it has no ledger.sqlite. Check the path.")
+        if not folder.is_dir():
+            raise missing(folder)
+
+
+def missing(folder: Path) -> UserError:
+    """The error where a run should be and is not."""
+    return UserError(f"There is no run at {folder}; it has no ledger.sqlite. Check the path.")
 
 
 def results(folder: Path) -> dict:
