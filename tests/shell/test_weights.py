@@ -12,7 +12,7 @@ from lustral.classifiers.small import SmallCNN
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.denoisers.preconditioning import EDM
-from lustral.shell import weights
+from lustral.shell import cards, weights
 from lustral.shell.images import data
 from lustral.shell.options import Adversary, Network, Noise
 from lustral.shell.trainer import tasks
@@ -151,7 +151,7 @@ def test_anything_is_loaded_by_its_name(tmp_path, monkeypatch):
     for name in ("own", "digits-cnn"):
         weights.save(tmp_path / f"{name}.safetensors", net(), CARD)
     (tmp_path / "cardless.safetensors").write_bytes(b"of something else")
-    assert "cardless" not in weights.zoo()
+    assert "cardless" not in cards.zoo()
     assert isinstance(lustral.load("own"), EDM)
     assert isinstance(lustral.load("digits-cnn"), SmallCNN)
     assert isinstance(lustral.load("digits-unet"), EDM)
