@@ -11,7 +11,7 @@ from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
 from .core.lanes import Lanes, gather, in_parts
 from .core.networks import Modeless, Modes, modules_in
-from .core.noise import Key, Rng, as_rng, veiled
+from .core.noise import Key, Mixed, Rng, Veiled, as_key, as_rng, veiled
 from .core.purifier import Purifier
 from .core.vote import ABSTAIN, Single, Vote
 
@@ -63,6 +63,8 @@ class Defence(Modeless):
         if lanes < 1:
             raise UserError(f"A defence needs at least 1 lane, not {lanes}.")
         self.adjoint, self.lanes = adjoint or Checkpointed(), lanes
+        if not isinstance(key, Key | None):
+            raise UserError(f"A defence's key is a lustral.Key, not {key!r}; lustral.Key(0) is that of seed 0.")
         self._key, self._calls = key or Key.secret(), 0
         wrapped = [] if isinstance(classifier, nn.Module) else modules_in(classifier)
         for i, module in enumerate([*wrapped, *modules_in(purifier)]):
@@ -70,8 +72,9 @@ class Defence(Modeless):
         self._modes = Modes(classifier, purifier)
         self._modes.refuse()
 
-    def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
+    def draws(self, x: Tensor, rng: Rng | Key | int | None, adjoint: Adjoint | None = None) -> Tensor:
         """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
+        rng = as_rng(rng, len(x))
         self._modes.check(lambda: self._draws(x[:2], rng[:2]))
         return self._draws(x, rng, adjoint)
 
@@ -81,9 +84,9 @@ class Defence(Modeless):
             x = Lanes(self.lanes, adjoint or own)(self.purifier, x, veiled(rng.fold("purify")))
         return gather(in_parts(lambda part: self.classifier(x[part]), torch.arange(len(x)), self.lanes))
 
-    def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
+    def logits(self, x: Tensor, rng: Rng | Key | int | None, adjoint: Adjoint | None = None) -> Tensor:
         """Merged logits [b, classes] of one decision per row, each of ``vote.draws`` purifications in one batch."""
-        n = self.vote.draws
+        n, rng = self.vote.draws, as_rng(rng, len(x))
         out = (
             self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n), adjoint) if n > 1 else self.draws(x, rng, adjoint)
         )
@@ -102,8 +105,11 @@ class Defence(Modeless):
         merged = self.vote.merge(draws)
         return Verdict(self.label(merged), merged, draws)
 
-    def bind(self, rng: Rng | Key | int) -> "Bound":
-        """The deterministic module whose noise is ``rng`` at every call (a deterministic white box for any attack)."""
+    def bind(self, rng: Rng | Key | int | None) -> "Bound":
+        """The deterministic module whose noise is ``rng`` at every call (a deterministic white box for any attack).
+
+        With None it is noise that nobody knows, the same at every call.
+        """
         return Bound(self, rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,9 +121,9 @@ class Defence(Modeless):
 class Bound(Modeless):
     """A defence with its noise fixed by row number, or by the ids of the ``Rng`` that it was bound to."""
 
-    def __init__(self, defence: Defence, rng: Rng | Key | int):
+    def __init__(self, defence: Defence, rng: Rng | Key | int | None):
         super().__init__()
-        self.defence, self.rng = defence, rng
+        self.defence, self.rng = defence, rng if isinstance(rng, Rng | Mixed | Veiled) else as_key(rng)
 
     def forward(self, x: Tensor) -> Tensor:
         rng = as_rng(self.rng, len(check.images(x, slack=0.5)))

@@ -174,10 +174,18 @@ def test_distance_is_the_norm_of_each_image(threat):
 
 
 @pytest.mark.parametrize("kind", [Linf, L2, L1])
-@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
-def test_an_impossible_eps_is_an_error(kind, eps):
-    with pytest.raises(UserError, match="eps must lie in"):
+@pytest.mark.parametrize("eps", [math.nan, math.inf, -math.inf, "8/255", None, True])
+def test_an_eps_that_is_no_number_is_said_to_be_none(kind, eps):
+    with pytest.raises(UserError, match=rf"^{kind.__name__} eps must be a finite number, .* not '?{eps}'?\.$"):
         kind(eps)
+
+
+def test_an_eps_out_of_reach_is_told_where_to_lie():
+    with pytest.raises(UserError, match=r"Linf eps must lie in \[0, 1\]"):
+        Linf(-0.1)
+    for kind in (L2, L1):
+        with pytest.raises(UserError, match="eps must be at least 0"):
+            kind(-0.1)
 
 
 def test_an_eps_in_8_bit_units_gets_the_hint():

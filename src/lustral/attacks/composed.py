@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Threat
+from ..core.whole import whole
 from .gradients import Selection, Victim
 from .losses import Loss, margin, truth
 from .search import Attack, Best, Outcome, begin, join, unfooled
@@ -26,7 +27,7 @@ class Targeted:
     leave: bool = True
 
     def __post_init__(self) -> None:
-        if self.targets < 1:
+        if whole(self.targets, "targets") < 1:
             raise UserError(f"A targeted attack needs at least 1 target, not {self.targets}.")
 
     @property

@@ -10,6 +10,7 @@ from ..core import check
 from ..core.errors import UserError
 from ..core.noise import Key, Rng, as_rng
 from ..core.threat import Threat
+from ..core.whole import whole
 from .gradients import Look, Victim
 
 
@@ -57,7 +58,7 @@ class Best:
     """
 
     def __init__(self, x0: Tensor, patience: int):
-        if patience < 0:
+        if whole(patience, "patience") < 0:
             raise UserError(f"patience is 0 (never) or a number of looks, not {patience}.")
         self.x, self.patience = x0.clone(), patience
         self.loss, self.wrong = x0.new_full((len(x0),), -torch.inf), x0.new_full((len(x0),), -1.0)

@@ -12,8 +12,14 @@ def images(x: Tensor, name: str = "images", slack: float = 1e-6) -> Tensor:
     if not isinstance(x, Tensor):
         raise UserError(f"{name} must be a torch tensor [batch, channels, height, width], not {type(x).__name__}.")
     if x.dim() != 4:
-        hint = "; add a batch axis with x[None]" if x.dim() == 3 else ""
-        raise UserError(f"{name} must have 4 axes [batch, channels, height, width], not shape {tuple(x.shape)}{hint}.")
+        raise UserError(
+            f"{name} must have 4 axes [batch, channels, height, width], not shape {tuple(x.shape)}{_axes(x)}."
+        )
+    if x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4:
+        raise UserError(
+            f"{name} must be [batch, channels, height, width], not [batch, height, width, channels] as shape "
+            f"{tuple(x.shape)} looks; turn them by x.permute(0, 3, 1, 2)."
+        )
     if not x.is_floating_point():
         hint = "; divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
         raise UserError(f"{name} must be floating point in [0, 1], not {str(x.dtype).removeprefix('torch.')}{hint}.")
@@ -21,9 +27,42 @@ def images(x: Tensor, name: str = "images", slack: float = 1e-6) -> Tensor:
         raise UserError(f"{name} contain NaN or infinite values; clean them before purifying.")
     low, high = (x.min().item(), x.max().item()) if x.numel() else (0.0, 0.0)
     if low < -slack or high > 1 + slack:
-        hint = "divide by 255" if high > 2 else "map [-1, 1] by (x + 1) / 2" if low >= -1 - 1e-6 else "rescale them"
-        raise UserError(f"{name} must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; {hint}.")
+        raise UserError(f"{name} must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; {_scale(low, high)}.")
+    if 0 < high - low < FLAT and abs(low + high - 1) < FLAT:
+        raise UserError(
+            f"{name} are one flat grey, [{low:.4g}, {high:.4g}], as standardised ones are that were then scaled; undo "
+            "whatever scaled them."
+        )
     return x
+
+
+FLAT = 1 / 64
+"""Contrast of all images together, around mid-grey, that is none: (x / 255 + 1) / 2 of standardised x spans 0.01."""
+
+
+def _axes(x: Tensor) -> str:
+    """What to do about images without four axes."""
+    if x.dim() != 3:
+        return ""
+    if x.shape[2] in (1, 3, 4) and min(x.shape[:2]) > 4:
+        return "; turn one colour image by x.permute(2, 0, 1)[None]"
+    return "; add a batch axis with x[None]" if x.shape[0] in (1, 3) else "; add a channel axis with x[:, None]"
+
+
+def _scale(low: float, high: float) -> str:
+    """What to do about images that span [low, high], which is not within [0, 1]."""
+    if (low >= 0 and high > 2) or (low >= -0.5 and high > 5):
+        return "divide by 255"
+    if low < 0 and max(-low, high) < 0.1:
+        return "they are nearly black, as standardised ones are that were divided by 255; undo whatever scaled them"
+    if low >= -1 - 1e-6 and high <= 1 + 1e-6:
+        return "map [-1, 1] by (x + 1) / 2"
+    if low < 0 and max(-low, high) <= 5:
+        return (
+            "they look standardised by a mean and a standard deviation: undo that, x * std + mean, and let the "
+            "classifier do it, as in torch.nn.Sequential(torchvision.transforms.Normalize(mean, std), net)"
+        )
+    return "rescale them"
 
 
 def purifier(thing: object) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .whole import whole
 
 Name = str | int
 Address = tuple[bytes, int, int]
@@ -31,11 +32,14 @@ Address = tuple[bytes, int, int]
 _audit: ContextVar["Counter[Address] | None"] = ContextVar("lustral_noise_audit", default=None)
 
 
+PLACE = "A place in a key, unless it is a text,"
+
+
 def _encode(names: tuple[Name, ...]) -> bytes:
     """Injective: every element carries its type and its length, so ("ab", "c") and ("a", "bc") differ."""
     parts = []
     for name in names:
-        body = name.encode() if isinstance(name, str) else str(int(name)).encode()
+        body = name.encode() if isinstance(name, str) else str(whole(name, PLACE)).encode()
         parts.append(b"%c%d:%s" % (b"s" if isinstance(name, str) else b"i", len(body), body))
     return b"".join(parts)
 
@@ -47,14 +51,17 @@ class Key:
     seed: int
     path: tuple[Name, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole(self.seed, "A seed"))
+
     def fold(self, *names: Name) -> "Key":
         """The key of a place below this one."""
         return Key(self.seed, self.path + names)
 
     def rng(self, ids: Tensor | int, draw: int = 0) -> "Rng":
         """Addressed randomness for the samples ``ids`` ([n] stable integers, or n for 0..n-1)."""
-        ids = torch.arange(ids) if isinstance(ids, int) else torch.as_tensor(ids).long().cpu()
-        return Rng(self, ids, torch.full_like(ids, draw))
+        ids = _ids(ids)
+        return Rng(self, ids, torch.full_like(ids, whole(draw, "A draw")))
 
     @staticmethod
     def secret() -> "Key":
@@ -65,6 +72,16 @@ class Key:
         """The 128-bit Philox key of one kind of distribution at this address, as two 64-bit words."""
         text = _encode((self.seed, *self.path, kind))
         return np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), dtype=np.uint64)
+
+
+def _ids(ids: Tensor | Sequence[int] | int) -> Tensor:
+    """Ids [n] as int64; a number n stands for 0 to n − 1."""
+    if isinstance(ids, int | float | np.generic | str) or (isinstance(ids, Tensor) and not ids.dim()):
+        return torch.arange(whole(ids, "A number of images", 0))
+    found = torch.as_tensor(ids)
+    if found.dim() != 1 or (found.numel() and (found.is_floating_point() or found.dtype == torch.bool)):
+        raise UserError(f"Ids of images are whole numbers [n], not {found.dtype} of shape {tuple(found.shape)}.")
+    return found.long().cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,5 +292,9 @@ def as_rng(rng: "Rng | Mixed | Veiled | Key | int | None", n: int) -> "Rng | Mix
     """What people may pass for randomness: an Rng, a Key, a seed, or None for noise that nobody can replay."""
     if isinstance(rng, Rng | Mixed | Veiled):
         return rng
-    key = Key.secret() if rng is None else rng if isinstance(rng, Key) else Key(int(rng))
-    return key.rng(n)
+    return as_key(rng).rng(n)
+
+
+def as_key(key: "Key | int | None") -> "Key":
+    """A key, that of a seed, or None for one that nobody knows."""
+    return Key.secret() if key is None else key if isinstance(key, Key) else Key(key)

@@ -30,9 +30,12 @@ class Threat(Protocol):
 
 
 def _check_eps(eps: float, largest: float, name: str) -> None:
-    if not (math.isfinite(eps) and 0 <= eps <= largest):
+    if isinstance(eps, str | bool | None) or not math.isfinite(eps):
+        raise UserError(f"{name} eps must be a finite number, in units of images in [0, 1], not {eps!r}.")
+    if not 0 <= eps <= largest:
         hint = f"; {eps:g}/255 is {eps / 255:.6f}" if 1 < eps <= 255 and largest == 1.0 else ""
-        raise UserError(f"{name} eps must lie in [0, {largest:g}] in units of images in [0, 1], not {eps}{hint}.")
+        room = "be at least 0" if largest == math.inf else f"lie in [0, {largest:g}]"
+        raise UserError(f"{name} eps must {room}, in units of images in [0, 1], not {eps}{hint}.")
 
 
 def _norm(d: Tensor, p: float) -> Tensor:
@@ -71,7 +74,7 @@ class L2:
     eps: float
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps, math.inf if math.isfinite(self.eps) else 1.0, "L2")
+        _check_eps(self.eps, math.inf, "L2")
 
     def start(self, x0: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball: a Gaussian direction and a radius eps·u^(1/d)."""
@@ -107,7 +110,7 @@ class L1:
     share: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps, math.inf if math.isfinite(self.eps) else 1.0, "L1")
+        _check_eps(self.eps, math.inf, "L1")
 
     def start(self, x0: Tensor, rng: Rng) -> Tensor:
         """Uniform on the ball's surface before projection: Laplace noise scaled to length eps (L1 direction)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .whole import whole
 
 ABSTAIN = -1
 
@@ -27,7 +28,7 @@ class Vote(Protocol):
 
 
 def _check_draws(draws: int) -> None:
-    if draws < 1:
+    if whole(draws, "A vote's number of draws") < 1:
         raise UserError(f"A vote needs at least 1 draw, not {draws}.")
 
 

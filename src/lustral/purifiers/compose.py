@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from ..core.noise import Key, Rng
 from ..core.purifier import Purifier
+from ..core.whole import whole
 from .adaptive import Field
 
 
@@ -193,7 +194,7 @@ def from_function(function: Callable[..., Tensor], *, steps: int = 1) -> Functio
     given = _arguments(function)
     if len(given) not in (1, 2):
         raise UserError(f"A purifier function takes (images) or (images, rng), not ({', '.join(given)}).")
-    return Function(function, steps, len(given) == 2)
+    return Function(function, whole(steps, "steps", 0), len(given) == 2)
 
 
 def _arguments(function: Callable) -> list[str]:
