@@ -10,6 +10,8 @@ from components import lively
 from lustral.denoisers import base
 from lustral.denoisers.base import Autocast, FixedBatch, Meter, eps_network, v_network
 from lustral.denoisers.ideal import FiniteSet, GaussianMixture
+from lustral.denoisers.nets.ddpm import DDPM
+from lustral.denoisers.nets.ddpmpp import DDPMpp
 from lustral.denoisers.nets.unet import UNet
 from lustral.denoisers.preconditioning import EDM, NCSN, VPEps, VPredict
 from lustral.schedules import VE, VP, DiscreteVP
@@ -109,6 +111,29 @@ def test_v_prediction():
 def test_ncsn_adds_sigma_times_the_field():
     x = noisy_images()
     torch.testing.assert_close(NCSN(torch.sin)(x, SIGMAS), x + per_image(SIGMAS) * torch.sin(x))
+
+
+NETS = {
+    "unet": (lambda: UNet(1, 8, mult=(1, 2), blocks=1, patch=2), 4),
+    "ddpm": (lambda: DDPM(1, 8, mult=(1, 2, 2), blocks=1, attention=(), groups=4), 4),
+    "ddpm++": (lambda: DDPMpp(1, 8, mult=(1, 2, 2), blocks=1, attention=()), 4),
+}
+
+
+@pytest.mark.parametrize(("make", "multiple"), NETS.values(), ids=NETS)
+@pytest.mark.parametrize("wrap", [EDM, lambda net: VPEps(net, VP()), lambda net: VPredict(net, VP())])
+def test_images_of_any_size_are_mirrored_to_what_a_network_works_in(make, multiple, wrap):
+    """As PyTorch mirrors them; those that fit are seen as they are, and gradients pass."""
+    torch.manual_seed(0)
+    net = lively(make()).eval()
+    denoiser, x, sigma = wrap(net), torch.rand(2, 1, 8, 8, requires_grad=True), torch.tensor([0.1, 0.4])
+    mirrored = torch.nn.functional.pad(x[:, :, :7, :5], (0, 3, 0, 1), mode="reflect")
+    found = denoiser(x[:, :, :7, :5], sigma)
+    assert torch.allclose(found, denoiser(mirrored, sigma)[:, :, :7, :5], atol=1e-6)
+    (grad,) = torch.autograd.grad(found.sum(), x)
+    assert (grad[:, :, :7, :5] != 0).all()
+    assert denoiser(x[:, :, :1, :2], sigma).shape == (2, 1, 1, 2)
+    assert net.multiple == multiple
 
 
 def mixture(dtype=torch.float64):

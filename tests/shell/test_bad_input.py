@@ -33,9 +33,18 @@ CASES: Cases = {
     "images: NaN": (lambda: write(images() * np.nan), ["in.npy", "NaN"]),
     "images: 64-bit integers": (lambda: write(images().astype(np.int64)), ["in.npy", "8-bit", "int64"]),
     "images: pickled objects": (lambda: write(np.array([Evil()])), ["in.npy", "pickled objects", "never loaded"]),
-    "images: three channels": (lambda: write(images().repeat(3, axis=1)), ["in.npy", "3 channels", "digits-unet"]),
-    "images: odd sides": (lambda: write(images()[:, :, :7]), ["in.npy", "7×8", "multiples of 4", "pad or resize"]),
-    "images: sides that the network cannot halve": (lambda: write(images()[:, :, :, :6]), ["8×6", "multiples of 4"]),
+    "images: three channels": (
+        lambda: write(images().repeat(3, axis=1)),
+        ["in.npy", "3 channels", "choose another"],
+    ),
+    "images: one in colour, or three": (
+        lambda: write(images()[:3, 0]),
+        ["in.npy of shape (3, 8, 8) may be one image in colour or 3 grey ones", "save grey ones as [n, 1, h, w]"],
+    ),
+    "images: one in colour, channels last": (
+        lambda: write(np.zeros((32, 32, 4), np.uint8)),
+        ["in.npy of shape (32, 32, 4) may be one image in colour", "another --purification.denoiser"],
+    ),
     "npy: missing": (lambda: PURIFY, ["Cannot read in.npy", "check the path"]),
     "npy: truncated": (lambda: after(write(images()), cut("in.npy")), ["in.npy", "damaged"]),
     "npy: empty": (lambda: after(PURIFY, text("in.npy", "")), ["in.npy", "damaged"]),
@@ -58,7 +67,7 @@ CASES: Cases = {
     ),
     "source: a text": (
         lambda: after(["purify", "in.txt", "out.txt"], text("in.txt", "x")),
-        ["in.txt", "PNG, JPEG, npy or npz"],
+        ["in.txt: no image that Lustral reads", "GIF and PPM pictures, npy and npz files"],
     ),
     "source: no images in it": (lambda: after(["purify", "in", "out"], text("in/a.txt", "x")), ["in holds no images"]),
     "target: another format": (lambda: write(images(), ["purify", "in.npy", "out.npz"]), ["name the output out.npy"]),

@@ -80,9 +80,9 @@ CASES: Cases = {
         lambda: ["train", "denoiser", *TRAIN[2:], "--network.start=digits-unet", "--noise.t_max=0.9"],
         ["digits-unet is made for sigma up to 1", "choose a smaller --noise.t_max"],
     ),
-    "train: sides that the network cannot halve": (
-        lambda: ["train", "denoiser", *TRAIN[2:], "--network.patch=3"],
-        ["cannot take images of 8×8", "another patch"],
+    "train: images that the network is too deep for": (
+        lambda: [*TRAIN, "--network.kind=whitened"],
+        ["cannot take images of 8×8", "another network"],
     ),
     "train: no width of a wide network": (
         lambda: [*TRAIN[:-2], "--network.kind=wide", "--network.width=0"],

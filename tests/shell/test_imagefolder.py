@@ -101,10 +101,15 @@ def test_folders_of_splits_are_known_in_any_case(tmp_path):
     assert data.parts(str(tmp_path)).classes == ("cat",)
 
 
-def test_a_class_of_tests_alone_is_refused(tmp_path):
-    put(tmp_path / "train" / "cats" / "a.png")
-    put(tmp_path / "test" / "cat" / "b.png")
-    with pytest.raises(UserError, match="test folder has classes that the train folder has not: cat; name"):
+def test_classes_of_other_names_in_tests_are_refused_and_more_of_them_are_not(tmp_path):
+    put(tmp_path / "train" / "good" / "a.png")
+    put(tmp_path / "test" / "good" / "b.png")
+    put(tmp_path / "test" / "crack" / "c.png")
+    assert data.parts(str(tmp_path)).classes == ("crack", "good")
+    assert sorted(data.load(str(tmp_path), "test").y.tolist()) == [0, 1]
+    assert data.load(str(tmp_path), "train").y.tolist() == [1]
+    put(tmp_path / "train" / "cracks" / "b.png")
+    with pytest.raises(UserError, match="Train has the classes cracks, where test has crack; name the class folders"):
         read(tmp_path)
 
 

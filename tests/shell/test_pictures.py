@@ -30,6 +30,46 @@ def test_png_is_read_and_written_to_the_bit(tmp_path, array, channels):
         assert np.array_equal(np.asarray(out), array)
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "webp", "tif", "TIFF", "gif", "ppm", "pgm", "pnm"])
+def test_formats_without_loss_lose_nothing(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(PIXELS).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    assert np.array_equal((255 * pictures.read(path, 1).x[0, 0]).round().numpy(), PIXELS)
+    out = there_and_back(path, 1)
+    with Image.open(path) as before, Image.open(out) as after:
+        assert before.format == after.format
+    assert torch.equal(pictures.read(out, 1).x, pictures.read(path, 1).x)
+
+
+ONE = {"3hw": COLOUR.transpose(2, 0, 1), "hw3": COLOUR, "hw4": np.dstack([COLOUR, np.full((6, 8), 255, np.uint8)])}
+
+
+@pytest.mark.parametrize("scale", [1, 255], ids=["8 bits", "floats"])
+@pytest.mark.parametrize("array", ONE.values(), ids=ONE)
+def test_one_image_in_colour_is_one(tmp_path, array, scale):
+    array = array if scale == 1 else (array / 255).astype(np.float32)
+    np.save(tmp_path / "a.npy", array)
+    x = pictures.read(tmp_path / "a.npy", 3).x
+    assert np.allclose(255 * x[0].numpy(), COLOUR.transpose(2, 0, 1), atol=1e-3)
+    out = np.load(there_and_back(tmp_path / "a.npy", 3))
+    assert out.dtype == array.dtype
+    assert np.allclose(out, array, atol=1e-6)
+    with pytest.raises(UserError, match=r"may be one image in colour or \d grey ones; save .* \[n, 1, h, w\]"):
+        pictures.read(tmp_path / "a.npy", 1)
+
+
+def test_an_array_that_is_transparent_is_on_white(tmp_path):
+    """A quarter of black is three quarters of white."""
+    for whole in (np.uint8(255), np.float32(1)):
+        array = np.zeros((2, 5, 4), whole.dtype)
+        array[..., 3] = whole / 4
+        np.save(tmp_path / "a.npy", array)
+        found = pictures.read(tmp_path / "a.npy", 3)
+        assert found.transparent
+        assert torch.allclose(found.x, torch.full((1, 3, 2, 5), 192 / 255 if whole == 255 else 0.75))
+        assert (np.load(there_and_back(tmp_path / "a.npy", 3))[..., 3] == whole).all()
+
+
 def test_jpeg_stays_close(tmp_path):
     smooth = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8), (32, 32))
     Image.fromarray(np.ascontiguousarray(smooth)).save(tmp_path / "a.jpeg", quality=95)
@@ -99,6 +139,17 @@ def test_a_folder_goes_to_a_folder_of_the_same_shape_in_order(tmp_path):
     found = list(pictures.pairs(tmp_path / "in", tmp_path / "out"))
     assert [str(a.relative_to(tmp_path)) for a, _ in found] == ["in/a.NPY", "in/b/a.jpg", "in/b/c.png"]
     assert [str(b.relative_to(tmp_path)) for _, b in found] == ["out/a.NPY", "out/b/a.jpg", "out/b/c.png"]
+
+
+def test_what_would_be_passed_over_is_named_and_what_hides_is_no_image(tmp_path):
+    for name in ("a.png", "b/c.tif", "._a.png", ".a.0abc.png", ".git/x", "b/Thumbs.db", "README", "d.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"d.heic: no image that Lustral reads; it takes PNG, .* and npz files"):
+        list(pictures.pairs(tmp_path, tmp_path / "out"))
+    (tmp_path / "d.heic").unlink()
+    found = [source.relative_to(tmp_path).as_posix() for source, _ in pictures.pairs(tmp_path, tmp_path / "out")]
+    assert found == ["a.png", "b/c.tif"]
 
 
 def test_no_output_takes_the_place_of_its_input(tmp_path):

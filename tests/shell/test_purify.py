@@ -113,3 +113,44 @@ def test_a_colour_picture_is_not_made_grey(lustral, capfd):
     assert lustral("purify", "colour.png", "out2.png", *SMALL) == 2
     assert "is in colour, and this denoiser cleans grey pictures" in capfd.readouterr().err
     assert not Path("out2.png").exists()
+
+
+def test_one_picture_that_cannot_be_read_does_not_stop_the_rest(lustral, capfd):
+    x = (255 * digits(3).x[:, 0]).byte().numpy()
+    Path("in").mkdir()
+    for name, image in zip(("a.png", "c.png", "e.tif"), x, strict=True):
+        Image.fromarray(image).save(f"in/{name}")
+    Path("in/b.png").write_bytes(b"hello")
+    Path("in/d.png").write_bytes(Path("in/c.png").read_bytes()[:60])
+    Path("in/._a.png").write_bytes(b"hidden")
+    assert lustral("purify", "in", "out", *SMALL) == 2
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "c.png", "e.tif"]
+    said = capfd.readouterr().err
+    assert "2 of 5 files were not cleaned, the others are written: in/b.png is damaged or no picture" in said
+    assert "; in/d.png is damaged (" in said
+
+
+def test_what_is_transparent_is_said_once(lustral, capfd):
+    Path("in").mkdir()
+    for name in ("in/a.png", "in/b.png"):
+        Image.new("LA", (8, 8), (0, 0)).save(name)
+    assert lustral("purify", "in", "out", *SMALL) == 0
+    assert capfd.readouterr().err.count("What is transparent in 2 of 2 pictures was laid on white.") == 1
+    with Image.open("out/a.png") as picture:
+        assert np.asarray(picture).mean() > 200
+
+
+def test_pictures_of_any_size_are_cleaned_and_those_far_from_training_are_said_once(lustral, capfd):
+    x = (255 * digits(1).x[0, 0]).byte().numpy()
+    Path("in").mkdir()
+    for i, (h, w) in enumerate([(7, 7), (10, 9), (1, 1), (19, 33), (40, 8)]):
+        Image.fromarray(np.resize(np.kron(x, np.ones((5, 5), np.uint8)), (h, w))).save(f"in/{i}.png")
+    assert lustral("purify", "in", "out", *SMALL) == 0
+    shapes = []
+    for path in sorted(Path("out").iterdir()):
+        with Image.open(path) as picture:
+            shapes.append(picture.size)
+    assert shapes == [(7, 7), (9, 10), (1, 1), (33, 19), (8, 40)]
+    said = capfd.readouterr().err
+    assert said.count("is far from that") == 1
+    assert "digits-unet was trained on images of 8×8, and 1×1 is far from that" in said

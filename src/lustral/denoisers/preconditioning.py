@@ -4,11 +4,32 @@ Each wraps a network ``net(input, conditioning)`` with conditioning [b]. Network
 s = 2·sigma, so that v = v₀ + s·z. Only here do timesteps and parametrisations exist.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ..schedules import Schedule
 from .base import column
+
+
+def ask(net: Callable[..., Tensor], x: Tensor, *conditioning: Tensor) -> Tensor:
+    """What a raw network says of images [b, c, h, w] whose sides need not be multiples of what it works in.
+
+    Those that are not are mirrored beyond their right and lower edge for the network, and cut to their size again.
+    """
+    multiple, (h, w) = getattr(net, "multiple", 1), x.shape[2:]
+    if not h % multiple and not w % multiple:
+        return net(x, *conditioning)
+    rows, columns = (_mirrored(side, multiple).to(x.device) for side in (h, w))
+    return net(x[:, :, rows][..., columns], *conditioning)[:, :, :h, :w]
+
+
+def _mirrored(side: int, multiple: int) -> Tensor:
+    """The pixels of a side, there and back again from its last one until their number is a multiple."""
+    period = max(1, 2 * side - 2)
+    there = torch.arange(side + -side % multiple) % period
+    return torch.where(there < side, there, period - there)
 
 
 class EDM(nn.Module):
@@ -24,7 +45,7 @@ class EDM(nn.Module):
         s, data = column(2 * sigma, x), 2 * self.sigma_data
         total = torch.sqrt(s**2 + data**2)
         v = 2 * x - 1
-        raw = self.net(v / total, torch.log(2 * sigma.to(x)) / 4)
+        raw = ask(self.net, v / total, torch.log(2 * sigma.to(x)) / 4)
         return ((data / total) ** 2 * v + s * data / total * raw + 1) / 2
 
 
@@ -51,7 +72,7 @@ class VPEps(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         s = column(2 * sigma, x)
         v = 2 * x - 1
-        eps = self.net(v / torch.sqrt(1 + s**2), self._time(sigma).to(x))[:, : x.shape[1]]
+        eps = ask(self.net, v / torch.sqrt(1 + s**2), self._time(sigma).to(x))[:, : x.shape[1]]
         return (v - s * eps + 1) / 2
 
 
@@ -69,7 +90,7 @@ class VPredict(nn.Module):
         s = column(2 * sigma, x)
         total = torch.sqrt(1 + s**2)
         x_t = (2 * x - 1) / total
-        raw = self.net(x_t, (self.schedule.time(sigma.double()) * self.time_scale).to(x))
+        raw = ask(self.net, x_t, (self.schedule.time(sigma.double()) * self.time_scale).to(x))
         return (x_t / total - s / total * raw + 1) / 2
 
 
@@ -85,4 +106,4 @@ class NCSN(nn.Module):
         self.net, self.sigma_min, self.sigma_max = net, sigma_min, sigma_max
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return x + column(sigma, x) * self.net(x)
+        return x + column(sigma, x) * ask(self.net, x)

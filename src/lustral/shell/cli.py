@@ -55,7 +55,9 @@ def purify_files(
     device: str = "cpu",
     show: Shown = Shown(),
 ) -> None:
-    """Clean images: a PNG, JPEG, npy or npz file, or a folder of them; the same formats are written.
+    """Clean images: a picture, an npy or npz file, or a folder of them; the same formats are written.
+
+    Pictures are PNG, JPEG, BMP, WebP, TIFF, GIF or PPM, of any size. What is transparent is laid on white.
 
     Args:
         source: File or folder to read.

@@ -24,7 +24,7 @@ from .images import download, pictures
 from .ledger import Ledger
 from .options import Classification, Evaluation, Precision, Purification, Resources, Search, Shown, ThreatModel
 from .report import render
-from .terminal import command, progress
+from .terminal import command, note, progress
 
 
 def data(name: str, place: Path | None, source: str | None) -> Iterator[str]:
@@ -57,6 +57,7 @@ def purify(
 ) -> list[Path]:
     """Cleans the images of a file or a folder; ids of the noise are positions in the order of the files.
 
+    Files that cannot be read or cleaned are named at the end, when the others are written.
     Returns what it wrote: the target, and the film strip of the first images if that was asked for.
     """
     devices.check(device)
@@ -74,25 +75,30 @@ def purify(
     jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
     judge = None if shown.classifier is None else _judge(shown.classifier, about)
-    first = 0
+    first, transparent, far, failed = 0, 0, False, []
     with progress() as bar, torch.no_grad():
         task = bar.add_task("purifying", total=len(jobs))
-        for group in pictures.groups(jobs, about.image[0], batch):
+        for group in pictures.groups(jobs, about.image[0], batch, failed):
             found = [one for one, _ in group]
-            for one in found:
-                _fits(one.x, about, one.path)
+            transparent += sum(one.transparent for one in found)
             x = torch.cat([one.x for one in found])
+            far = far or weights.say_far(about, x)
             ids = torch.arange(first, first + len(x))
             clean = kernel.purify(purifier, x, key.rng(ids), adjoint=Lanes(batch)) if len(ids) else x
             for (one, out), part in zip(group, clean.split([len(one.x) for one in found]), strict=True):
-                if not bool(part.isfinite().all()):
-                    raise UserError(f"Purifying {one.path} overflowed; choose weaker guidance or smaller steps.")
-                pictures.write(one, part, out)
+                if bool(part.isfinite().all()):
+                    pictures.write(one, part, out)
+                    bar.advance(task)
+                else:
+                    failed.append(f"Purifying {one.path} overflowed; choose weaker guidance or smaller steps.")
             if shown.strip is not None and not first:
                 few = x[: shown.images]
                 strip.draw(shown.strip, strip.film(purifier, few, key.rng(ids[: shown.images]), judge))
             first += len(ids)
-            bar.advance(task, len(group))
+        if transparent:
+            note(f"What is transparent in {transparent} of {len(jobs)} pictures was laid on white.")
+        if failed:
+            raise pictures.failure(failed, len(jobs))
     return [target] if shown.strip is None else [target, shown.strip]
 
 
@@ -120,18 +126,6 @@ def _judge(name: str, other: weights.Card) -> torch.nn.Module:
     if about.image != other.image:
         raise UserError(f"{name} takes images of shape {about.image}, {other.name} {other.image}; choose a pair.")
     return classifier
-
-
-def _fits(x: torch.Tensor, about: weights.Card, path: Path) -> None:
-    if x.shape[1] != about.image[0]:
-        raise UserError(f"{path} has {x.shape[1]} channels, but {about.name} cleans images with {about.image[0]}.")
-    net = about.architecture.get("net", {})
-    multiple = net.get("patch", 1) * 2 ** (len(net.get("mult", (1, 2, 2))) - 1)
-    if x.shape[2] % multiple or x.shape[3] % multiple:
-        raise UserError(
-            f"{path} is {x.shape[2]}×{x.shape[3]} pixels; {about.name} needs sides that are multiples of {multiple}, "
-            "so pad or resize it."
-        )
 
 
 def attack(

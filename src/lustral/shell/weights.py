@@ -25,6 +25,7 @@ from ..denoisers.nets.unet import UNet
 from ..schedules import VP, DiscreteVP
 from .cards import Card, card, describe, find
 from .files import checksum, replacing, saying
+from .terminal import note
 
 # What a card may name. A card is data: names outside these tables are refused.
 ARCHITECTURES: dict[str, Callable[..., Any]] = {
@@ -47,6 +48,19 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
     "DiscreteVP.linear": DiscreteVP.linear,
     "DiscreteVP.cosine": DiscreteVP.cosine,
 }
+
+
+FAR = 2.0
+
+
+def say_far(about: Card, x: Tensor) -> bool:
+    """Says it where images [b, c, h, w] have sides of twice or half what a network was trained on; whether it did."""
+    (_, *trained), sides = about.image, x.shape[2:]
+    far = any(not own / FAR < side < own * FAR for side, own in zip(sides, trained, strict=True))
+    if far:
+        given, known = (f"{width}×{height}" for height, width in (sides, trained))
+        note(f"{about.name} was trained on images of {known}, and {given} is far from that: look at what comes out.")
+    return far
 
 
 def build(architecture: dict[str, Any], known: Mapping[str, Callable[..., Any]] = ARCHITECTURES) -> Any:

@@ -112,6 +112,11 @@ class DDPM(nn.Module):
             current = w
         self.conv_norm_out, self.conv_out = _norm(current, groups), _zero(nn.Conv2d(current, channels, 3, padding=1))
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of its images are multiples of."""
+        return 2 ** (len(self.down_blocks) - 1)
+
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         emb = F.silu(self.time_embedding(embedding(t, self.width).to(x.dtype)))
         h = self.conv_in(x)

@@ -119,6 +119,11 @@ class DDPMpp(nn.Module):
                 yield block(current, current, scale=2)
         yield from (_norm(current), _conv(current, channels, gain=0.0))
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of its images are multiples of."""
+        return 2 ** (self.levels - 1)
+
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         modules = iter(self.all_modules)
         emb = next(modules)(embedding(t, self.width).to(x.dtype))

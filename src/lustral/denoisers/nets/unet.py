@@ -156,6 +156,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last[-1].weight)
         nn.init.zeros_(self.last[-1].bias)
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of its images are multiples of."""
+        return self.fold.downscale_factor * 2 ** sum(isinstance(layer, nn.AvgPool2d) for layer in self.down)
+
     def forward(self, x: Tensor, conditioning: Tensor | None = None) -> Tensor:
         conditioning = x.new_zeros(len(x)) if conditioning is None else conditioning
         emb = self.embed(embedding(conditioning, self.width))

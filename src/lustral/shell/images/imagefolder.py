@@ -95,14 +95,16 @@ def _refuse_others(paths: list[Path], loose: list[Path]) -> None:
 
 
 def _classes(folders: dict[str, list[Path]], filled: set[str]) -> tuple[str, ...]:
-    """The names of all class folders, of which tests have no more than training; those without pictures are said."""
+    """The names of all class folders; those without pictures are said.
+
+    Tests may be of fewer classes than training, or of more (defects, for example), but not of other ones.
+    """
     own = {split: {place.name for place in places} for split, places in folders.items()}
     for split, names in own.items():
-        if "train" in own and (new := sorted(names - own["train"], key=natural)):
-            raise UserError(
-                f"The {split} folder has classes that the train folder has not: {', '.join(new[:5])}; name the class "
-                "folders alike in both."
-            )
+        trained = own.get("train", names)
+        if trained - names and names - trained:
+            lost, new = (", ".join(sorted(some, key=natural)[:3]) for some in (trained - names, names - trained))
+            raise UserError(f"Train has the classes {lost}, where {split} has {new}; name the class folders alike.")
     every = sorted(set().union(*own.values()), key=lambda name: (natural(name), name))
     if empty := [f"{name} ({i})" for i, name in enumerate(every) if name not in filled]:
         note(f"Class folders without pictures keep their numbers: {', '.join(empty)}.")
