@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .core import check
 from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
+from .core.inference import differentiable
 from .core.lanes import Lanes, gather, in_parts
 from .core.networks import Modeless, Modes, modules_in
 from .core.noise import Key, Mixed, Rng, Veiled, as_key, as_rng, veiled
@@ -73,6 +74,8 @@ class Defence(Modeless):
         self._modes.refuse()
 
     def draws(self, x: Tensor, rng: Rng | Key | int | None, adjoint: Adjoint | None = None) -> Tensor:
+    @differentiable
+    def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
         """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
         rng = as_rng(rng, len(x))
         self._modes.check(lambda: self._draws(x[:2], rng[:2]))

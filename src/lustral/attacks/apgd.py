@@ -11,7 +11,7 @@ from ..core.noise import Rng
 from ..core.threat import Threat
 from .gradients import Estimator, Look, Selection, Victim
 from .losses import Loss, cross_entropy
-from .search import Best, Outcome, begin, usable
+from .search import Best, Outcome, begin, searching, usable
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class APGD:
     def looks(self) -> int:
         return self.steps + (self.select is None)
 
-    @torch.no_grad()
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         best = Best(x0, self.patience)

@@ -11,7 +11,7 @@ from ..core.threat import Threat
 from ..core.whole import whole
 from .gradients import Selection, Victim
 from .losses import Loss, margin, truth
-from .search import Attack, Best, Outcome, begin, join, unfooled
+from .search import Attack, Best, Outcome, begin, join, searching, unfooled
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Targeted:
     def looks(self) -> int:
         return self.targets * self.search.looks
 
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         ranked = self._ranked(victim, x0, y, rng.fold("rank"))
@@ -85,6 +86,7 @@ class Transfer:
     def looks(self) -> int:
         return len(self.sources)
 
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)

@@ -10,7 +10,7 @@ from ..core.noise import Rng
 from ..core.threat import L1, L2, Linf, Threat
 from .gradients import Estimator, Look, Selection, Victim
 from .losses import toward
-from .search import Best, Outcome, begin, usable
+from .search import Best, Outcome, begin, searching, usable
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FAB:
     def looks(self) -> int:
         return self.steps
 
-    @torch.no_grad()
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         best, x = Best(x0, self.patience), x0.clone()

@@ -17,7 +17,7 @@ from ..core.noise import Key, Rng
 from ..core.threat import Threat
 from .gradients import KnownNoise, Selection, Victim
 from .losses import margin, truth
-from .search import Best, Outcome, begin
+from .search import Best, Outcome, begin, searching
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
 _turn = threading.Lock()
@@ -65,6 +65,7 @@ class Foreign:
     def looks(self) -> int:
         return 1
 
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         if isinstance(victim, KnownNoise):

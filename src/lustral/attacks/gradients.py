@@ -4,6 +4,7 @@ Expectation over transformation (Athalye et al. 2018): the mean over draws of th
 draws in one batch. ``exact``, ``bpda``, ``blind`` and ``surrogate`` are the adjoints by their names in the field.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,10 +13,16 @@ from torch import Tensor
 
 from ..core.adjoint import Adjoint, Checkpointed, Identity, Skip, Surrogate
 from ..core.errors import UserError
+from ..core.inference import differentiable
 from ..core.lanes import in_parts
 from ..core.noise import Key, Mixed, Rng
 from ..core.purifier import Purifier
 from .losses import Loss, truth
+
+NO_GRADIENT = (
+    "The victim's output does not depend on its images by autograd, so a search along its gradient goes nowhere and "
+    "what it finds is no sign of robustness; attack it by queries (Square, SPSA) or through another gradient (bpda)."
+)
 
 
 class Victim(Protocol):
@@ -107,6 +114,7 @@ class Estimator(Protocol):
     def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look: ...
 
 
+@differentiable
 def by_halves(look: Estimator, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
     """A look at all images, or where memory does not suffice for that, at halves of them."""
     looks = in_parts(lambda part: look(victim, x[part], y[part], loss, rng[part]), torch.arange(len(x)), len(x))
@@ -127,7 +135,7 @@ class Gradient:
     def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
         """Gradient [b, c, h, w] of the mean loss over draws, from the same forward pass as the loss and the success.
 
-        Zero where the victim cuts the graph, which the findings of an evaluation report.
+        Zero where the victim cuts the graph, of which a warning tells, and the findings of an evaluation.
         """
         return by_halves(self._look, victim, x, y, loss, rng)
 
@@ -137,6 +145,8 @@ class Gradient:
             losses, wrong = observe(victim, leaf, y, loss, rng, self.eot, self.adjoint)
             total = losses.mean(dim=1).sum()
             grad = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+        if grad is None:
+            warnings.warn(NO_GRADIENT, stacklevel=2)
         return Look(torch.zeros_like(x) if grad is None else grad, losses.detach().mean(dim=1), wrong)
 
 

@@ -10,7 +10,7 @@ from ..core.noise import Rng
 from ..core.threat import Threat
 from .gradients import Estimator, Selection, Victim
 from .losses import Loss, cross_entropy
-from .search import Best, Outcome, begin, usable
+from .search import Best, Outcome, begin, searching, usable
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PGD:
     def looks(self) -> int:
         return self.steps + (self.select is None)
 
-    @torch.no_grad()
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         size = self.step_size or 2.5 * self.threat.eps / self.steps
@@ -86,7 +86,7 @@ class RandomSign:
         if self.looks < 1:
             raise UserError(f"The null control needs at least 1 look, not {self.looks}.")
 
-    @torch.no_grad()
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)

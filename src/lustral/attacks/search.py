@@ -1,5 +1,6 @@
 """What all searches share: the outcome, the bookkeeping of candidates, and searches made of other searches."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ..core import check
 from ..core.errors import UserError
+from ..core.inference import differentiable
 from ..core.noise import Key, Rng, as_rng
 from ..core.threat import Threat
 from ..core.whole import whole
@@ -40,6 +42,11 @@ class Attack(Protocol):
     looks: int
 
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome: ...
+
+
+def searching(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """A search's ``run``: it keeps no graph, and whoever calls it in inference mode gets its gradients all the same."""
+    return differentiable(torch.no_grad()(run))
 
 
 def begin(x0: Tensor, y: Tensor, rng: Rng | Key | int) -> Rng:
@@ -138,6 +145,7 @@ class Restarts:
     def looks(self) -> int:
         return self.times * self.search.looks
 
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         found = self.search.run(victim, x0, y, rng.fold("restart", 0))

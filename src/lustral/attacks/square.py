@@ -11,7 +11,7 @@ from ..core.noise import Rng
 from ..core.threat import Linf
 from .gradients import Selection, Victim
 from .losses import Loss, margin
-from .search import Best, Outcome, begin
+from .search import Best, Outcome, begin, searching
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Square:
     def looks(self) -> int:
         return self.queries
 
-    @torch.no_grad()
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         best = Best(x0, self.patience)

@@ -10,7 +10,7 @@ from ..core.errors import UserError
 from ..core.noise import Rng
 from .gradients import Estimator, Selection, Victim
 from .losses import Loss, margin
-from .search import Best, Outcome, begin, usable
+from .search import Best, Outcome, begin, searching, usable
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class StAdv:
     def looks(self) -> int:
         return self.steps
 
-    @torch.no_grad()
+    @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         best = Best(x0, self.patience)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .inference import differentiable
 from .noise import Rng, replaying, veiled
 from .purifier import Purifier, alike
 
@@ -30,6 +31,7 @@ class Adjoint(Protocol):
 class Direct:
     """Plain autograd: exact, keeps every activation, and the only one that reaches the purifier's weights."""
 
+    @differentiable
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         rng = veiled(rng)
         state = purifier.init(x, rng.fold("init"))
@@ -51,6 +53,7 @@ class Checkpointed:
 
     budget: int = field(default=0, metadata={"role": "runtime"})
 
+    @differentiable
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         rng = veiled(rng)
         state = purifier.init(x, rng.fold("init"))

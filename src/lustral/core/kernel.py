@@ -6,6 +6,7 @@ from torch import Tensor
 
 from . import check
 from .adjoint import Adjoint, Checkpointed
+from .inference import differentiable
 from .networks import Modes
 from .noise import Key, Rng, Veiled, as_rng, veiled
 from .purifier import Purifier
@@ -35,8 +36,9 @@ def _begun(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None) -> Veiled
 def trace(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None = None) -> Iterator[Tensor]:
     """Yields what would be read out after init and after every step: n_steps + 1 batches, for people to look at."""
     rng = _begun(purifier, x, rng)
-    state = purifier.init(x, rng.fold("init"))
+    init, step = differentiable(purifier.init), differentiable(purifier.step)
+    state = init(x, rng.fold("init"))
     yield purifier.readout(state)
     for i in range(purifier.n_steps):
-        state = purifier.step(i, state, rng.fold("step", i))
+        state = step(i, state, rng.fold("step", i))
         yield purifier.readout(state)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .adjoint import Adjoint, Checkpointed, Direct
 from .errors import UserError
+from .inference import differentiable
 from .noise import Rng, veiled
 from .purifier import Purifier, alike
 
@@ -43,6 +44,7 @@ class Lanes:
         if self.width < 1:
             raise UserError(f"There must be at least 1 lane, not {self.width}.")
 
+    @differentiable
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         rng = veiled(rng)
         plain = isinstance(self.inner, Direct | Checkpointed) and not (torch.is_grad_enabled() and x.requires_grad)

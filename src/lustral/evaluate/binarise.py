@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..attacks.search import Attack
 from ..core.adjoint import Adjoint, Checkpointed
+from ..core.inference import differentiable
 from ..core.lanes import Lanes, gather, in_parts
 from ..core.networks import modules_in
 from ..core.noise import Key, Mixed, Rng
@@ -86,6 +87,7 @@ class TwoClasses:
         return torch.stack([-value / 2, value / 2], dim=1)
 
 
+@differentiable
 def binarise(system: System, data: Data, threat: Threat, attack: Attack, null: Attack, key: Key) -> Binarised:
     """Runs the test with an attack on single decisions; ``null`` is its null control."""
     victim = TwoClasses(system.defence, VOTES if system.random else 1)

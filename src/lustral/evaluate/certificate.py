@@ -16,6 +16,7 @@ from ..attacks.gradients import Gradient, Selection, bpda, exact
 from ..attacks.losses import margin
 from ..attacks.pgd import RandomSign
 from ..core.adjoint import Checkpointed, Direct
+from ..core.inference import differentiable
 from ..core.noise import Key, Rng, audit, veiled
 from ..core.purifier import Purifier
 from ..core.threat import L1, Linf, Threat
@@ -29,6 +30,7 @@ IMAGES, HORIZON, DRAWS, DIRECTIONS = 4, 8, (2, 4, 8, 16, 32, 64), 100
 STEPS = (1e-5, 1e-6, 1e-7, 1e-8)  # of difference quotients in float64
 
 
+@differentiable
 def certify(system: System, data: Data, threat: Threat, key: Key, *, eot: int = 16, thorough: bool = True) -> dict:
     """All measurements of one system on the first images of the data.
 

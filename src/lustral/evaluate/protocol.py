@@ -16,6 +16,7 @@ from torch import Tensor
 from ..attacks.gradients import KnownNoise
 from ..attacks.search import Attack, Outcome
 from ..core.errors import UserError
+from ..core.inference import differentiable
 from ..core.noise import Key
 from ..core.purifier import Purifier
 from ..core.spec import runtime, spec
@@ -287,6 +288,7 @@ class Memory:
         return torch.stack([self._found[system, stage][image][0] for image in ids])
 
 
+@differentiable
 def run(task: Task, key: Key) -> Chunk:
     """Attacks, verifies and judges one batch of images."""
     job, data, start = task

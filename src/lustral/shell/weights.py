@@ -17,6 +17,7 @@ from ..classifiers.small import SmallCNN
 from ..classifiers.whitened import WhitenedResNet
 from ..classifiers.wide import WideResNet
 from ..core.errors import UserError, unknown
+from ..core.inference import differentiable
 from ..denoisers import preconditioning
 from ..denoisers.nets.ddpm import DDPM
 from ..denoisers.nets.ddpmpp import DDPMpp
@@ -103,6 +104,71 @@ def save(path: Path, model: nn.Module, card: Card, half: bool = False) -> Card:
     return describe(path, Card(**facts))
 
 
+def describe(path: Path, about: Card) -> Card:
+    """Writes the card of a weights file."""
+    write_text(path.with_suffix(".json"), json.dumps(asdict(about), indent=2, ensure_ascii=False) + "\n")
+    return about
+
+
+def zoo() -> dict[str, Path]:
+    """The weights that have a name: those that ship with Lustral, and those in the weights folder with their cards."""
+    places = cache("weights"), Path(str(files("lustral") / "zoo"))
+    found = (path for place in places for path in sorted(place.glob("*.safetensors")))
+    return {path.stem: path for path in found if path.with_suffix(".json").exists()}
+
+
+def find(name: str) -> Path:
+    """The weights file that a name, a path or an address means."""
+    if name in zoo():
+        return zoo()[name]
+    if name.startswith(("http://", "https://")):
+        return _fetched(name)
+    path = Path(name)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin"):
+        raise UserError(
+            f"{name} is a pickle, which can run code when loaded. Weights here are what `lustral train` writes; a "
+            "network of your own goes through lustral.defend and lustral.assess in Python."
+        )
+    if path.suffix == ".safetensors" or path.exists():
+        return path
+    raise unknown("weights", name, zoo())
+
+
+def _fetched(address: str) -> Path:
+    """Weights from the network, kept in the weights folder.
+
+    The address is that of their card and ends with the card's #sha256=…; the card knows the checksum of the weights.
+    """
+    url, _, sha256 = address.partition("#sha256=")
+    if not (url.endswith(".json") and re.fullmatch("[0-9a-f]{64}", sha256)):
+        raise UserError(
+            f"Weights from the network are named by card and checksum, …/NAME.json#sha256=…, not {address}."
+        )
+    about = cache("weights") / sha256 / url.rpartition("/")[2]
+    if not about.exists():
+        transport.download(url, about, sha256, "sha256", OWN_COPY)
+    path = about.with_suffix(".safetensors")
+    if not path.exists():
+        there = url.removesuffix(".json") + ".safetensors"
+        transport.download(there, path, card(path).sha256, "sha256", OWN_COPY)
+    return path
+
+
+def card(path: Path) -> Card:
+    """The card beside a weights file."""
+    place = path.with_suffix(".json")
+    with saying(place, "read"):
+        text = place.read_bytes()
+    try:
+        found = Card(**json.loads(text))
+        if not (isinstance(found.architecture, dict) and isinstance(found.image, list) and len(found.image) == 3):
+            raise TypeError("architecture must be an object, and image a list of three")
+        return found
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{place} is no card of this version of Lustral ({e}); train again or mend it.") from e
+
+
+@differentiable
 def load(name: str, kind: str) -> tuple[nn.Module, Card]:
     """The frozen network that a name or a path means, with its card; ``kind`` is what the caller needs."""
     path = find(name)

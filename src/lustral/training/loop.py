@@ -53,6 +53,7 @@ class Alone:
         return tensor
 
 
+@torch.inference_mode(False)  # around every step, and none of the caller's work between them
 def train(
     model: nn.Module,
     objective: Objective,
@@ -70,6 +71,8 @@ def train(
     """
     if recipe.batch < workers.num_processes:
         raise UserError(f"A batch of {recipe.batch} cannot be shared by {workers.num_processes} processes; enlarge it.")
+    if any(p.is_inference() for p in model.parameters()):
+        raise UserError("A network made under torch.inference_mode cannot be trained; train a copy.deepcopy of it.")
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
     model.to(workers.device, memory_format=layout)
     if not any(p.requires_grad for p in model.parameters()):  # loaded weights are frozen
