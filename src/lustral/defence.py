@@ -73,9 +73,8 @@ class Defence(Modeless):
         self._modes = Modes(classifier, purifier)
         self._modes.refuse()
 
-    def draws(self, x: Tensor, rng: Rng | Key | int | None, adjoint: Adjoint | None = None) -> Tensor:
     @differentiable
-    def draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
+    def draws(self, x: Tensor, rng: Rng | Key | int | None, adjoint: Adjoint | None = None) -> Tensor:
         """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
         rng = as_rng(rng, len(x))
         self._modes.check(lambda: self._draws(x[:2], rng[:2]))

@@ -166,7 +166,7 @@ def test_the_candidate_that_is_worst_for_the_victim_is_kept():
 
 
 def test_of_two_candidates_the_one_that_is_wrong_in_more_draws_is_kept():
-    """The margin of the first is 0.9 or −0.2 with even odds, whose mean loss is larger; the second is always just wrong."""
+    """The margin of the first is 0.9 or −0.2 with even odds, the larger mean loss; the second is always just wrong."""
 
     def unsure(x: Tensor, rng) -> Tensor:
         return torch.where(x > 0.5, x - 0.55 + 0.55 * rng.sign(x), x)
