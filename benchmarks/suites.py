@@ -35,7 +35,7 @@ from lustral.core.vote import Single
 from lustral.defence import Defence
 from lustral.evaluate import suites
 from lustral.evaluate.protocol import Job, System
-from lustral.shell import build, runner
+from lustral.shell import build, runner, standard
 from lustral.shell.ledger import Ledger
 from lustral.shell.options import Classification, Purification, Resources
 
@@ -44,7 +44,11 @@ THREAT, KEY, BUDGET = Linf(3 / 16), Key(0), 2 << 30
 
 
 def system(micro_batch: int | None = 64) -> System:
-    return build.system("diffpure", Purification(solver="sde", steps=10), Classification(), micro_batch)
+    return _made("diffpure", Purification(solver="sde", steps=10), micro_batch)
+
+
+def _made(name: str, how: Purification, micro_batch: int | None) -> System:
+    return build.system(name, *standard.system(how, Classification(), "digits"), micro_batch)
 
 
 def to_the_end(job: Job) -> Job:
@@ -162,7 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=48)
     images = parser.parse_args().images
-    bare = build.system("undefended", Purification(method="none"), Classification(), 64)
+    bare = _made("undefended", Purification(method="none"), 64)
     rows = [leaving(bare, "standard", images), leaving(system(), "quick", images)]
     faster, share = batching(32, 10), outside(32)
     what = "exact gradients of 32 images × 10 draws in batches / one image and one draw at a time"

@@ -19,6 +19,7 @@ PURIFY = ["purify", "in.npy", "out.npy", "--purification.steps=1"]
 EVALUATE = ["evaluate", "run", "--images=2", "--stages=[clean,exact]", "--purification.steps=1", "--search.steps=1"]
 EVALUATE += ["--search.eot=1", "--draws=1"]
 TRAIN = ["train", "classifier", "net.safetensors", "--recipe.steps=1", "--network.width=4", "--recipe.batch=4"]
+OWN = ["--classification.classifier=digits-cnn", "--purification.denoiser=digits-unet", "--threat.eps=3/16"]
 MARKER = "pwned"
 
 
@@ -52,7 +53,7 @@ def evaluate(*options: str) -> list[str]:
 
 def with_data(**arrays: np.ndarray) -> list[str]:
     save(**arrays)
-    return evaluate("--data=data.npz", "--images=4")
+    return evaluate("--data=data.npz", "--images=4", *OWN)
 
 
 def cut(name: str, share: float = 0.5) -> None:

@@ -17,7 +17,7 @@ from lustral.defence import Defence
 from lustral.evaluate import protocol
 from lustral.evaluate.protocol import Chunk, Data, Job, Memory, Stage, System, Task, describe, evaluate, pending
 from lustral.purifiers.presets import diffpure
-from lustral.shell import build, weights
+from lustral.shell import build, standard, weights
 from lustral.shell.options import Classification, Purification, Resources, Search, ThreatModel
 
 KEY = Key(4)
@@ -199,7 +199,8 @@ def other(tmp_path, monkeypatch) -> None:
 def identity(changes: dict | None = None, resources: Resources = Resources(), **rest) -> str:
     parts = {kind: replace(base, **(changes or {}).get(kind, {})) for kind, base in BASE.items()}
     facts = {"draws": 4, "seed": 0, "images": 2, "micro_batch": None, "stages": ("clean", "null", "exact")} | rest
-    system = build.system("s", parts[Purification], parts[Classification], facts["micro_batch"])
+    named = standard.system(parts[Purification], parts[Classification], "digits")
+    system = build.system("s", *named, facts["micro_batch"])
     against = build.threat(parts[ThreatModel])
     options = against, parts[Search], resources, facts["draws"]
     stages = [build.stage(name, system, *options) for name in facts["stages"]]

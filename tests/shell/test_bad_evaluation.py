@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lustral as library
-from digits import digits
+from digits import digits, system
 from lustral.core.errors import UserError
 from lustral.core.threat import Linf
 from lustral.shell import build, commands, weights
@@ -39,7 +39,7 @@ CASES: Cases = {
     "evaluate: no stage": (lambda: evaluate("--stages=[]"), ["at least one stage"]),
     "evaluate: negative eps": (lambda: evaluate("--threat.eps=-0.1"), ["eps", "[0, 1]", "-0.1"]),
     "evaluate: eps of 8 grey levels": (lambda: evaluate("--threat.eps=8"), ["eps", "8/255 is 0.031373"]),
-    "evaluate: eps NaN": (lambda: evaluate("--threat.eps=nan"), ["threat.eps", "nan"]),
+    "evaluate: eps NaN": (lambda: evaluate("--threat.eps=nan"), ["eps must lie in [0, 1]", "nan"]),
     "evaluate: no search steps": (lambda: evaluate("--search.steps=0"), ["steps ≥ 1"]),
     "evaluate: no EOT": (lambda: evaluate("--search.eot=0"), ["EOT", "at least 1 draw"]),
     "evaluate: no draws": (lambda: evaluate("--draws=0"), ["at least 1 judging draw"]),
@@ -150,7 +150,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(prepare, words, lustr
 DIGITS = digits(4)
 ASKED = tasks.Asked("classifier", Network(), Noise(), Adversary())
 SEARCH, SPENT = Search(steps=1), Resources()
-BARE = build.system("bare", Purification(method="none"), Classification())
+BARE = system("bare", Purification(method="none"))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from lustral.shell.cli import main
 from mistakes import TRAIN, Cases, Evil, after, check, cut, foreign_checkpoint, images, save
 
+GUIDED = ["train", "addt", *TRAIN[2:], "--adversary.guide=digits-cnn"]
 CASES: Cases = {
     "train: unknown task": (lambda: ["train", "classifer", "a.safetensors"], ["task", "'classifier'", "classifer"]),
     "train: another format": (lambda: ["train", "classifier", "a.pt"], [".safetensors files", "a.safetensors"]),
@@ -49,7 +50,10 @@ CASES: Cases = {
         ["t = 0.1 or later", "t_max = 0.05"],
     ),
     "train: a guide for other images": (
-        lambda: after(["train", "addt", *TRAIN[2:], "--data=data.npz"], save(x=images().repeat(3, axis=1))),
+        lambda: after(
+            [*GUIDED, "--data=data.npz"],
+            save(x=images().repeat(3, axis=1)),
+        ),
         ["digits-cnn takes images of shape [1, 8, 8]", "[3, 8, 8]"],
     ),
     "train: a start of another kind": (
@@ -100,7 +104,10 @@ CASES: Cases = {
         ["labels 0 to 9", "12"],
     ),
     "train: a guide with fewer classes": (
-        lambda: after(["train", "addt", *TRAIN[2:], "--data=data.npz"], save(y=np.array([1, 2, 3, 12]))),
+        lambda: after(
+            [*GUIDED, "--data=data.npz"],
+            save(y=np.array([1, 2, 3, 12])),
+        ),
         ["digits-cnn knows fewer classes than the 13"],
     ),
     "train: divergence": (

@@ -20,6 +20,7 @@ from lustral.shell import commands, runner, weights
 from lustral.shell.cli import COMMANDS, main
 from lustral.shell.images import data
 from lustral.shell.ledger import Ledger
+from mistakes import OWN
 
 SMALL = ["--purification.steps=2", "--seed=3"]
 RUN = ["--images=5", "--stages=[clean, null, bpda, exact, fixed]", "--purification.steps=2", "--search.steps=2"]
@@ -56,7 +57,8 @@ def test_attack_writes_candidates_within_eps(lustral, capsys, norm, eps):
 
 def test_attacked_images_can_be_evaluated(lustral):
     assert lustral("attack", "out.npz", "--images=3", "--purification.method=none", "--search.steps=3") == 0
-    assert lustral("evaluate", "run", "--data=out.npz", "--stages=[clean]", "--purification.steps=1", "--draws=2") == 0
+    few = ["--stages=[clean]", "--purification.steps=1", "--draws=2"]
+    assert lustral("evaluate", "run", "--data=out.npz", *OWN, *few) == 0
     assert json.loads(Path("run/results.json").read_text())["data"]["images"] == 3
 
 

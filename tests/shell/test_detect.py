@@ -47,3 +47,16 @@ def test_a_denoiser_for_other_images_is_refused(run, lustral, capfd):
     assert lustral("train", "denoiser", "colour.safetensors", *options) == 0
     assert lustral("detect", str(run), "--denoiser=colour.safetensors") == 2
     assert "takes images of shape [3, 8, 8], the run's are [1, 8, 8]" in capfd.readouterr().err
+
+
+def test_a_runs_own_denoiser_and_noise_level_are_used(lustral, capfd):
+    few = ["--images=2", "--draws=1", "--stages=clean,bpda", "--search.steps=1", "--purification.steps=1"]
+    of = ["--purification.method=adp", "--purification.denoiser=digits-addt", "--purification.sigma=0.125"]
+    assert lustral("evaluate", "run", *few, *of) == 0
+    assert lustral("detect", "run") == 0
+    found = json.loads(Path("run/detection.json").read_text())
+    assert (found["denoiser"], found["sigma"]) == ("digits-addt", 0.125)
+    Path("two.yaml").write_text("systems: {a: {}, b: {purification: {denoiser: digits-addt, steps: 1}}}\n")
+    assert lustral("evaluate", "two", "--config=two.yaml", *few, "--stages=clean") == 0
+    assert lustral("detect", "two") == 2
+    assert "choose one with --denoiser: digits-unet, digits-addt" in capfd.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from digits import system
 from lustral.attacks.apgd import APGD
 from lustral.attacks.gradients import exact
 from lustral.core.errors import UserError
@@ -42,7 +43,7 @@ def candidates(system: System, few: Data) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_network_of_a_system_goes_there_and_its_attack_is_the_same(method: str, few: Data):
-    here, there = (build.system("s", METHODS[method], Classification(), 4, device) for device in ("cpu", "cpu:0"))
+    here, there = (system("s", METHODS[method], Classification(), 4, device) for device in ("cpu", "cpu:0"))
     assert torch.equal(candidates(here, few), candidates(there, few))
 
 
@@ -64,7 +65,7 @@ def test_network_and_images_meet_on_the_device():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gpu_agrees_within_rounding(method: str, few: Data):
-    here, there = (build.system("s", METHODS[method], Classification(), 4, device) for device in ("cpu", "cuda"))
+    here, there = (system("s", METHODS[method], Classification(), 4, device) for device in ("cpu", "cuda"))
     rng = Key(1).rng(few.ids)
     torch.testing.assert_close(there.defence.logits(few.x, rng), here.defence.logits(few.x, rng), rtol=1e-3, atol=1e-3)
     assert candidates(there, few).device.type == "cpu"

@@ -15,6 +15,7 @@ from lustral.shell import plan, results, review, views
 from lustral.shell.images import data as datasets
 from lustral.shell.ledger import Ledger
 from lustral.shell.options import Resources
+from mistakes import OWN
 
 SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--resources.threads=1"]
 NUMBERS = ("system", "stage", "accuracy", "low", "high", "single_draw", "worst_of", "attacked", "images", "draws")
@@ -178,7 +179,7 @@ def test_verify_refuses_resources_that_there_are_not(options, whole, lustral, ca
 
 def test_runs_on_data_that_has_changed_are_not_compared(lustral, capfd):
     x, y = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32), np.arange(4)
-    few = ["--data=mine.npz", "--images=4", "--stages=[clean]", "--purification.method=none"]
+    few = ["--data=mine.npz", "--images=4", "--stages=[clean]", "--purification.method=none", *OWN]
     np.savez("mine.npz", x_test=x, y_test=y)
     assert lustral("evaluate", "a", *few) == 0
     np.savez("mine.npz", x_test=1 - x, y_test=y)
@@ -208,7 +209,7 @@ def test_half_of_the_shards_is_no_run(whole, lustral, capfd):
 def test_compare_refuses_other_images_under_the_same_ids_and_other_threats(whole, lustral, capfd):
     data = datasets.load("digits", "test")[:4]
     np.savez("other.npz", x=data.x.flip(0).numpy(), y=data.y.flip(0).numpy())
-    assert lustral("evaluate", "other", *SUITE, "--data=other.npz") == 0
+    assert lustral("evaluate", "other", *SUITE, *OWN, "--data=other.npz") == 0
     assert lustral("compare", "other", str(whole)) == 2
     assert "no image in common" in capfd.readouterr().err
     assert lustral("evaluate", "weaker", *SUITE, "--threat.eps=0.05") == 0

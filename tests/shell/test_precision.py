@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from digits import system
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify
 from lustral.core.noise import Key
 from lustral.denoisers.base import Autocast
 from lustral.purifiers.adaptive import UnitField
-from lustral.shell import build, commands, stored
+from lustral.shell import commands, stored
 from lustral.shell.images import data as datasets
 from lustral.shell.options import Classification, Evaluation, Purification, Resources, Search, ThreatModel
 
@@ -33,10 +34,7 @@ ASKED = Evaluation(
 def test_every_network_rounds(method: str):
     """A verdict of about ten layers, each of which rounds by 2⁻⁹: as generous as for one network."""
     few = datasets.load("digits")[:8]
-    full, short = (
-        build.system("s", METHODS[method], Classification(), precision=precision).defence
-        for precision in ("float32", "bfloat16")
-    )
+    full, short = (system("s", METHODS[method], precision=precision).defence for precision in ("float32", "bfloat16"))
     a, b = (defence.logits(few.x, Key(0).rng(few.ids)) for defence in (full, short))
     assert b.dtype == torch.float32
     assert not torch.equal(a, b)
@@ -47,8 +45,7 @@ def test_adp_keeps_its_field_in_float32():
     """Its step is a difference over 1e-3, less than bfloat16 tells apart."""
     few = datasets.load("digits")[:8]
     full, short = (
-        build.system("s", METHODS["adp"], Classification(), precision=precision).defence.purifier
-        for precision in ("float32", "bfloat16")
+        system("s", METHODS["adp"], precision=precision).defence.purifier for precision in ("float32", "bfloat16")
     )
     assert torch.equal(*(purify(purifier, few.x, Key(0).rng(few.ids)) for purifier in (full, short)))
     rounded = replace(full, field=UnitField(Autocast(full.field.denoiser), full.field.sigma))
@@ -59,8 +56,7 @@ def test_float64_stays_exact():
     """Certificates measure gradients in float64, which nothing rounds."""
     few = datasets.load("digits")[:4]
     full, short = (
-        build.system("s", METHODS["ddpm"], Classification(), precision=precision).defence.double()
-        for precision in ("float32", "bfloat16")
+        system("s", METHODS["ddpm"], precision=precision).defence.double() for precision in ("float32", "bfloat16")
     )
     a, b = (defence.logits(few.x.double(), Key(0).rng(few.ids)) for defence in (full, short))
     assert torch.equal(a, b)

@@ -9,7 +9,7 @@ import yaml
 from lustral.core.errors import UserError
 from lustral.shell import tune
 from lustral.shell.images import data
-from lustral.shell.options import Grid, Purification
+from lustral.shell.options import Classification, Grid, Purification
 
 
 def setting(name, clean, robust, calls):
@@ -62,6 +62,9 @@ def test_a_network_that_left_the_validation_images_out_has_not_seen_them(lustral
     train = ["--network.width=2", "--recipe.steps=1", "--recipe.batch=4"]
     assert lustral("train", "classifier", "fit.safetensors", "--split=fit", *train) == 0
     assert lustral("train", "classifier", "all.safetensors", *train) == 0
-    assert tune.seen_before(["fit.safetensors", "all.safetensors"], "digits") == ["all"]
-    assert tune.seen_before(["all.safetensors"], "mnist") == []
+    none, fit, whole = Purification("none"), Classification("fit.safetensors"), Classification("all.safetensors")
+    assert tune.seen_before(none, fit, "digits") == []
+    assert tune.seen_before(none, whole, "digits") == ["all"]
+    assert tune.seen_before(none, whole, "mnist") == []
+    assert tune.seen_before(Purification(), fit, "digits") == ["digits-unet"]
     assert not set(data.load("digits", "fit").ids.tolist()) & set(data.load("digits", "validation").ids.tolist())

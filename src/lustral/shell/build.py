@@ -16,7 +16,7 @@ from ..defence import Defence
 from ..denoisers.base import FixedBatch, Meter
 from ..evaluate.protocol import Stage, System
 from . import device as devices
-from . import weights
+from . import standard, weights
 from .options import Classification, Precision, Purification, Resources, Search, ThreatModel
 from .stages import ATTACKS, PURIFIED, Making
 from .systems import Networks, denoisers_precision, purifier
@@ -50,14 +50,16 @@ def system(
         there = devices.on(device, net, precision)
         return FixedBatch(there, micro_batch) if micro_batch else there
 
-    classifier, about = weights.load(judge.classifier, "classifier")
+    named = standard.named("classifier", judge.classifier, "--classification.classifier")
+    classifier, about = weights.load(named, "classifier")
     meter = Meter()
     clean = cheaper = None
     if how.method != "none":
-        denoiser, other = weights.load(how.denoiser, "denoiser")
+        needed = standard.named("denoiser", how.denoiser, "--purification.denoiser")
+        denoiser, other = weights.load(needed, "denoiser")
         if about.image[0] != other.image[0]:
             raise UserError(
-                f"{judge.classifier} takes {about.image[0]}-channel images, {how.denoiser} {other.image[0]}; "
+                f"{named} takes {about.image[0]}-channel images, {needed} {other.image[0]}; "
                 "choose a pair for the same images."
             )
         watched = meter.watch(fix(denoiser, denoisers_precision(how.method, precision)))
@@ -82,6 +84,8 @@ def threat(options: ThreatModel) -> Threat:
     norms = {"linf": Linf, "l2": L2, "l1": L1}
     if options.norm not in norms:
         raise unknown("norm", options.norm, norms)
+    if options.eps is None:
+        raise UserError(f"An attack needs its eps ({standard.KNOWN}).")
     return norms[options.norm](options.eps)
 
 

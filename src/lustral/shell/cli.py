@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli, set_parsing_settings
 
+from .. import __version__
 from ..core.errors import UserError
 from . import names
 from .finished import compare, detect, export, merge, report, verify
@@ -26,7 +27,7 @@ from .options import (
     StageName,
     ThreatModel,
 )
-from .parser import Parser
+from .parser import Parser, spelt
 
 
 def demo(out: Path = Path("lustral-demo"), images: int = 64, seed: int = 0, resources: Resources = Resources()) -> None:
@@ -220,8 +221,7 @@ def tune(
 
     system = purification, classification
     made = tuning.run(out, data, images, over, *system, threat, search, draws, seed, precision, resources)
-    used = [classification.classifier] + ([purification.denoiser] if purification.method != "none" else [])
-    show.settings(made, tuning.seen_before(used, data))
+    show.settings(made, tuning.seen_before(*system, data))
     show.done(out / "best.yaml")
 
 
@@ -293,8 +293,9 @@ def main(args: list[str] | None = None) -> int:
     given = sys.argv[1:] if args is None else args
     # a parser for all options of all commands takes five times as long as one for the command that is asked for
     asked = {given[0]: COMMANDS[given[0]]} if given and given[0] in COMMANDS else COMMANDS
+    told = {"description": DESCRIPTION, "prog": "lustral", "version": __version__}
     try:
-        auto_cli(asked, args=args, description=DESCRIPTION, exit_on_error=False, parser_class=Parser)
+        auto_cli(asked, args=spelt(given), exit_on_error=False, parser_class=Parser, **told)
     except UserError as e:
         # of several processes with the same mistake, one says it
         return _say(e, 2) if os.environ.get("RANK", "0") == "0" else 2

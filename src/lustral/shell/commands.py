@@ -16,7 +16,7 @@ from ..core.lanes import Lanes
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
 from ..training.batches import spread_rows
-from . import build, folder, plan, stored, strip, systems, weights
+from . import build, folder, plan, standard, stored, strip, systems, weights
 from . import device as devices
 from .files import check_suffix, check_writable, replacing, write_text
 from .images import data as datasets
@@ -68,11 +68,12 @@ def purify(
     shown = shown or Shown()
     if shown.images < 1:
         raise UserError(f"A film strip shows at least 1 image, not {shown.images}.")
+    jobs = list(pictures.pairs(source, target))
+    how = standard.purification(how, pictures.like(path for path, _ in jobs))
     denoiser, about = weights.load(how.denoiser, "denoiser")
     fix = partial(devices.on, device, precision=precision)
     there = fix(denoiser, precision=systems.denoisers_precision(how.method, precision))
     purifier = systems.purifier(how, systems.Networks(there, about, fix))
-    jobs = list(pictures.pairs(source, target))
     key = Key.secret() if seed is None else Key(seed)
     judge = None if shown.classifier is None else _judge(shown.classifier, about)
     first, transparent, far, failed = 0, 0, False, []
@@ -102,9 +103,11 @@ def purify(
     return [target] if shown.strip is None else [target, shown.strip]
 
 
-def reference(name: str, source: str | None, images: int) -> weights.Card:
+def reference(name: str, source: str | None, images: int, device: str = "cpu") -> weights.Card:
     """Measures the score norms of clean training images and writes them into a denoiser's card."""
+    devices.check(device)
     denoiser, about = weights.load(name, "denoiser")
+    denoiser = devices.on(device, denoiser)
     if images < 2:
         raise UserError(f"A reference needs at least 2 images, not {images}.")
     found = datasets.load(source or about.data, "train")
@@ -145,12 +148,14 @@ def attack(
     build.prepare(resources)
     check_suffix(out, ".npz", "Adversarial images are written as .npz")
     check_writable(out)
-    system = build.system("attacked", purification, classification, device=resources.device, precision=precision)
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}.")
     chosen = datasets.load(data, "test")[:images]
-    plan.check(chosen, classification.classifier, system)
-    job = Job(system, build.stage(stage, system, build.threat(threat), search, resources, 20), len(chosen.ids))
+    how, judge = standard.system(purification, classification, data)
+    against = build.threat(standard.threat(threat, data))
+    system = build.system("attacked", how, judge, device=resources.device, precision=precision)
+    plan.check(chosen, judge.classifier, system)
+    job = Job(system, build.stage(stage, system, against, search, resources, 20), len(chosen.ids))
     chunks = []
     with progress() as bar:
         task = bar.add_task(stage, total=len(chosen.ids))

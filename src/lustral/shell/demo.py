@@ -7,7 +7,7 @@ from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Linf, Threat
 from ..evaluate.protocol import Job, shuffled
-from . import build, folder, results, runner, views
+from . import build, folder, results, runner, standard, views
 from .images import data as datasets
 from .ledger import Ledger
 from .options import Classification, Purification, Resources, Search
@@ -40,7 +40,7 @@ class Entry:
         votes = self.judge.draws
         decisions = 1 if self.how.method == "none" else max(1, search.eot // votes)
         rows = min(ROWS, min(BATCH, images) * decisions * votes)
-        system = build.system(self.name, self.how, self.judge, rows, spend.device)
+        system = build.system(self.name, *standard.system(self.how, self.judge, "digits"), rows, spend.device)
         made = build.stage(stage, system, threat, replace(search, eot=decisions), spend, draws, called)
         return Job(system, made, images)
 

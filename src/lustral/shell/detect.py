@@ -12,10 +12,11 @@ from ..denoisers.base import Denoiser
 from ..evaluate.detection import Seen, detect
 from ..purifiers.adaptive import UnitField
 from ..purifiers.sample_specific import NORMS, score_norm
-from . import plan, weights
+from . import build, plan, standard, weights
+from . import device as devices
 from .files import replacing, write_text
 from .ledger import Ledger
-from .options import Resources
+from .options import Purification, Resources
 from .systems import Statistic, by_parts
 
 STATISTICS = ("field", *NORMS)
@@ -35,15 +36,20 @@ def statistic(denoiser: Denoiser, kind: str, sigma: float) -> Statistic:
 
 
 @torch.no_grad()
-def run(place: Path, name: str, kind: str, sigma: float) -> list[Seen]:
-    """Every stage whose candidates the ledger holds; writes detection.json and detection.png beside it."""
-    planned = plan.load(place, Resources())
+def run(place: Path, name: str | None, kind: str, sigma: float | None, resources: Resources) -> list[Seen]:
+    """Every stage whose candidates the ledger holds; writes detection.json and detection.png beside it.
+
+    The denoiser is the run's own where none is named; so is the noise level, that of its ADP.
+    """
+    build.prepare(resources)
+    planned = plan.load(place, resources)
     key, data = Key(planned.options.seed).fold("detection"), planned.data
+    name, sigma = _chosen(planned, name, sigma)
     denoiser, about = weights.load(name, "denoiser")
     if about.image != list(data.x.shape[1:]):
         shape = list(data.x.shape[1:])
         raise UserError(f"{name} takes images of shape {about.image}, the run's are {shape}; choose another.")
-    measure = statistic(denoiser, kind, sigma)
+    measure = statistic(devices.on(resources.device, denoiser), kind, sigma)
     clean = dict(zip(data.ids.tolist(), by_parts(measure, data.x, key.rng(data.ids)).tolist(), strict=True))
     seen = []
     with Ledger(place / "ledger.sqlite") as ledger:
@@ -60,6 +66,22 @@ def run(place: Path, name: str, kind: str, sigma: float) -> list[Seen]:
     write_text(place / "detection.json", json.dumps(told, indent=1) + "\n")
     _draw(place / "detection.png", seen, f"{kind} of {name}")
     return seen
+
+
+SIGMA = 0.25
+
+
+def _chosen(planned: plan.Plan, name: str | None, sigma: float | None) -> tuple[str, float]:
+    """What was named, or what the run's systems have in common; for a run without a purifier, what is usual."""
+    used = [how for _, how, _ in plan.named(planned.options) if how.method != "none"]
+    denoisers = dict.fromkeys(how.denoiser for how in used)
+    if name is None and len(denoisers) > 1:
+        raise UserError(f"This run has several denoisers; choose one with --denoiser: {', '.join(denoisers)}.")
+    usual = standard.purification(Purification(), planned.options.data).denoiser
+    levels = {how.sigma for how in used if how.method == "adp"}
+    if sigma is None:
+        sigma = levels.pop() if len(levels) == 1 else SIGMA
+    return standard.named("denoiser", name or next(iter(denoisers), usual), "--denoiser"), sigma
 
 
 def _draw(path: Path, seen: list[Seen], title: str) -> None:

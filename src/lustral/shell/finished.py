@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from . import names, stored
+from .number import Number
 from .options import Resources
 
 
@@ -51,24 +52,26 @@ def verify(run: Path, images: int = 4, resources: Resources = Resources()) -> No
 
 def detect(
     run: Path,
-    denoiser: str = "digits-unet",
+    denoiser: str | None = None,
     statistic: Literal["field", "eps", "single"] = "field",
-    sigma: float = 0.25,
+    sigma: Number | None = None,
+    resources: Resources = Resources(),
 ) -> None:
     """Tell a run's attacked images from clean ones by how a denoiser sees them: AUROC, ROC curves.
 
     Args:
         run: Folder of a finished run.
-        denoiser: A name from `lustral list`, or a .safetensors file with its card.
+        denoiser: A name from `lustral list`, or a .safetensors file with its card; default: the run's own.
         statistic: field (ADP's norm of the score field at one noise level), or eps, single (SSNI's score norms).
-        sigma: field: the noise level.
+        sigma: field: the noise level; default: that of the run's ADP, or 0.25.
+        resources: What may be spent.
     """
     stored.check(run)
     names.networks(denoiser)
     from . import detect as detection
     from . import show
 
-    show.detection(detection.run(run, denoiser, statistic, sigma))
+    show.detection(detection.run(run, denoiser, statistic, sigma, resources))
     for name in ("detection.json", "detection.png"):
         show.done(run / name)
 

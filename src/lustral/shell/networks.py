@@ -56,27 +56,28 @@ def train(
     """
     names.images.check(data)
     names.networks(network.start, adversary.guide if task in ("addt", "adbm") else None)
-    from . import build, memory, show
+    from . import build, memory, show, standard
     from .trainer import fit, tasks
 
     memory.keep()
     build.prepare(Resources(threads=threads))
-    asked = tasks.Asked(task, network, noise, adversary, smoothing, recipe.seed)
+    asked = tasks.Asked(task, network, noise, standard.adversary(adversary, data), smoothing, recipe.seed)
     made = fit.run(asked, out, fit.Choice(data, split, extra), recipe, check_every)
     if made is not None:
         show.card(made)
         show.done(out)
 
 
-def measure_reference(denoiser: str, data: str | None = None, images: int = 5000) -> None:
+def measure_reference(denoiser: str, data: str | None = None, images: int = 5000, device: str = "cpu") -> None:
     """Measure the score norms of clean training images and write them into a denoiser's card, for SSNI.
 
     Args:
         denoiser: A name from `lustral list` or a .safetensors file.
         data: Where the images come from; default: what the denoiser was trained on.
         images: How many, at most.
+        device: Where the network computes: cpu, cuda, cuda:1.
     """
     names.networks(denoiser)
     from . import commands, show
 
-    show.card(commands.reference(denoiser, data, images))
+    show.card(commands.reference(denoiser, data, images, device))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .number import Number
+
 Method = Literal["none", "diffpure", "adp", "gdmp", "gnsp", "adbm", "agdm"]
 Solver = Literal["sde", "sde-mean", "ode", "ddpm", "ddim", "heun", "one-shot", "langevin"]
 VoteName = Literal["single", "mean-softmax", "mean-logits", "majority"]
@@ -30,15 +32,16 @@ class Purification:
 
     method: Method = "diffpure"
     """The purification system; `lustral list` says what each is."""
-    denoiser: str = "digits-unet"
-    """Denoiser: a name from `lustral list` or a .safetensors file with its card beside it."""
-    t_star: float | None = None
+    denoiser: str | None = None
+    """Denoiser: a name from `lustral list` or a .safetensors file with its card beside it; default: digits-unet for
+    digits, cifar10-unet for cifar10."""
+    t_star: Number | None = None
     """How far to diffuse, as a time in (0, 1] of the VP process; default: 0.1, and 0.036 for gdmp (as published)."""
     solver: Solver = "ddpm"
     """DiffPure, agdm: the reverse process. DiffPure published sde, which needs 100 steps (in 10 it leaves noise)."""
     steps: int | None = None
     """Number of steps (of a round); default: 10 for diffpure, agdm and adp, the published number for others."""
-    dt: float | None = None
+    dt: Number | None = None
     """DiffPure, gdmp, agdm: length of a step in time, in place of their number (published: 0.001); with SSNI, cleaner
     images then take fewer."""
     rounds: int | None = None
@@ -55,15 +58,15 @@ class Purification:
     """gdmp: how the state is compared with the input."""
     strength: float | None = None
     """gdmp: strength of the guidance per sample; default: the published one in batches of 100."""
-    guide: str = "digits-trades"
-    """agdm: the robust classifier that guides."""
+    guide: str | None = None
+    """agdm: the robust classifier that guides; default: digits-trades for digits, cifar10-trades for cifar10."""
     class_weight: float = 100.0
     """agdm: weight of the guide's verdict."""
     latent_weight: float = 0.1
     """agdm: weight of the distance between representations."""
     clamp: bool = False
     """DiffPure: cut the output to [0, 1] (the reference does not)."""
-    sigma: float = 0.25
+    sigma: Number = 0.25
     """ADP: standard deviation of the screening noise, for images in [0, 1]."""
     published: bool = False
     """As the released code does and the equations do not. ADP: stretch contrast at every step. SSNI: round times."""
@@ -90,8 +93,9 @@ class Shown:
 class Classification:
     """How purified images are classified."""
 
-    classifier: str = "digits-cnn"
-    """Classifier: a name from `lustral list` or a .safetensors file with its card beside it."""
+    classifier: str | None = None
+    """Classifier: a name from `lustral list` or a .safetensors file with its card beside it; default: digits-cnn for
+    digits, cifar10-whitened for cifar10."""
     vote: VoteName = "single"
     """How draws become a verdict."""
     draws: int = 1
@@ -104,8 +108,10 @@ class ThreatModel:
 
     norm: Norm = "linf"
     """Norm of the change."""
-    eps: float = 0.1875
-    """Its largest length, for images in [0, 1]."""
+    eps: Number | None = None
+    """Its largest length, for images in [0, 1], as a number or a fraction; default: what is usual for the data (linf:
+    3/16 for digits, 0.3 for mnist, 0.1 for fashion-mnist, 8/255 for cifar10 and cifar100, for which 0.5 in l2 and 12 in
+    l1)."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class Search:
     """Decisions that every gradient is averaged over."""
     loss: LossName = "cross-entropy"
     """What is climbed."""
-    step_size: float | None = None
+    step_size: Number | None = None
     """Length of a step; default 2.5·eps/steps."""
     restarts: int = 1
     """Random restarts."""
@@ -154,9 +160,9 @@ class Entry:
 class Grid:
     """What to tune over: every combination of these values."""
 
-    t_star: list[float] | None = None
+    t_star: list[Number] | None = None
     """How far to diffuse."""
-    sigma: list[float] | None = None
+    sigma: list[Number] | None = None
     """ADP's screening noise."""
     steps: list[int] | None = None
     """Number of steps."""
@@ -217,10 +223,12 @@ class Noise:
 class Adversary:
     """Whom adversarial training trains against."""
 
-    guide: str = "digits-cnn"
-    """addt, adbm: the frozen classifier that is to be fooled."""
-    eps: float = 0.1875
-    """adbm, pgd-at, trades, and addt where not mapped: Linf radius, for images in [0, 1]."""
+    guide: str | None = None
+    """addt, adbm: the frozen classifier that is to be fooled; default: digits-cnn for digits, cifar10-whitened for
+    cifar10."""
+    eps: Number | None = None
+    """adbm, pgd-at, trades, and addt where not mapped: Linf radius, for images in [0, 1]; default: what is usual for
+    the data, as --threat.eps of `lustral evaluate`."""
     steps: int = 10
     """pgd-at, trades: steps of the search, each of 2.5·eps/steps."""
     beta: float = 6.0

@@ -16,7 +16,7 @@ from ..evaluate import metrics, sizes, suites
 from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, Job, System, describe, pending, shuffled
 from ..training.batches import as_floats
-from . import build, folder, names, results, runner, stored, views, weights
+from . import build, folder, names, results, runner, standard, stored, views, weights
 from .device import OnDevice
 from .files import write_text
 from .images import data as datasets
@@ -45,11 +45,12 @@ def make(options: Evaluation, resources: Resources) -> Plan:
         raise UserError(f"images must be at least 1, not {options.images}.")
     names.evaluation(options)
     source = datasets.parts(options.data)
+    options = standard.evaluation(options)
     data = source.pick(options.split, options.data)[: options.images]
     data = corrupt(data, options.corruption) if options.corruption else data
     data = data._replace(x=as_floats(data.x))
     threat, systems = build.threat(options.threat), []
-    for name, how, judge in _named(options):
+    for name, how, judge in named(options):
         system = build.system(name, how, judge, options.micro_batch, resources.device, options.precision)
         check(data, judge.classifier, system)
         systems.append(replace(system, random=draws_noise(system.defence, data[:PROBED], threat)))
@@ -63,7 +64,7 @@ def check_name(name: object) -> None:
         raise UserError(f"A system's name is a text, not the {type(name).__name__} {name}; put it in quotes.")
 
 
-def _named(options: Evaluation) -> Iterator[tuple[str, Purification, Classification]]:
+def named(options: Evaluation) -> Iterator[tuple[str, Purification, Classification]]:
     """Every system's name and parts, those of the whole evaluation where its entry has none."""
     if not options.systems:
         method = options.purification.method
@@ -160,7 +161,7 @@ def fold(plan: Plan, ledger: Ledger, command: str, stopped: bool) -> dict:
             "classes": list(plan.classes),
         },
         threat={"norm": options.threat.norm, "eps": options.threat.eps, "why": ""},
-        about={name: in_words(how, judge) for name, how, judge in _named(options)},
+        about={name: in_words(how, judge) for name, how, judge in named(options)},
     )
     return found | {"seconds": round(sum(row["seconds"] for row in found["rows"]), 1)}
 
@@ -189,7 +190,7 @@ def load(out: Path, resources: Resources) -> Plan:
         options = Evaluation(
             **kept
             | {
-                "purification": Purification(**kept["purification"]),
+                "purification": _purification(kept["purification"]),
                 "classification": Classification(**kept["classification"]),
                 "threat": ThreatModel(**kept["threat"]),
                 "search": Search(**kept["search"]),
@@ -221,4 +222,9 @@ def _anywhere(spec: Any) -> Any:
 
 def _stored(entry: dict[str, dict | None]) -> Entry:
     how, judge = entry["purification"], entry["classification"]
-    return Entry(how and Purification(**how), judge and Classification(**judge))
+    return Entry(how and _purification(how), judge and Classification(**judge))
+
+
+def _purification(stored: dict) -> Purification:
+    """Options as they were; earlier versions named a guide for every method."""
+    return Purification(**stored if stored["method"] == "agdm" else stored | {"guide": None})

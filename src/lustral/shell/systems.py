@@ -15,7 +15,7 @@ from ..purifiers.compose import Pinned
 from ..purifiers.guided import Part, Parts
 from ..purifiers.presets import adbm, adp, adp_gated, agdm, diffpure, gdmp, gnsp, ssni
 from ..purifiers.sample_specific import NORMS, Reference, score_norm
-from . import names, weights
+from . import names, standard, weights
 from .options import Classification, Precision, Purification
 from .terminal import progress
 
@@ -88,10 +88,11 @@ def _adbm(options: Purification, given: Networks) -> Purifier:
 
 
 def _agdm(options: Purification, given: Networks) -> Purifier:
-    guide, about = weights.load(options.guide, "classifier")
+    name = standard.named("guide", options.guide, "--purification.guide")
+    guide, about = weights.load(name, "classifier")
     if given.about is not None and about.image[0] != given.about.image[0]:
         raise UserError(
-            f"{options.guide} takes {about.image[0]}-channel images, {given.about.name} {given.about.image[0]}; "
+            f"{name} takes {about.image[0]}-channel images, {given.about.name} {given.about.image[0]}; "
             "choose a pair for the same images."
         )
     parts = Parts(given.watch(given.fix(Part(guide, "features"))), given.fix(Part(guide, "head")))

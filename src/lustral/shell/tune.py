@@ -11,7 +11,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from ..core.errors import UserError
-from . import commands, weights
+from . import commands, standard, weights
 from .files import replacing, write_text
 from .options import Classification, Entry, Evaluation, Grid, Precision, Purification, Resources, Search, ThreatModel
 from .systems import check
@@ -56,6 +56,8 @@ def run(
     resources: Resources,
 ) -> list[Setting]:
     """Evaluates every setting on validation images into ``out``, and leaves a plot and a YAML of the best there."""
+    purification, classification = standard.system(purification, classification, data)
+    threat = standard.threat(threat, data)
     settings = grid(purification, over)
     systems = {name: Entry(how) for name, how in settings.items()}
     stages = ["clean", "exact"]
@@ -105,8 +107,10 @@ def describe(name: str, how: Purification, options: Evaluation) -> str:
     return title + yaml.safe_dump(json.loads(json.dumps(said)), sort_keys=False)
 
 
-def seen_before(names: list[str], data: str) -> list[str]:
+def seen_before(how: Purification, judge: Classification, data: str) -> list[str]:
     """Networks that were trained on the validation images too: on them a setting looks better than it is."""
+    how, judge = standard.system(how, judge, data)
+    names = [judge.classifier] + ([how.denoiser] if how.method != "none" else [])
     cards = [weights.card(weights.find(name)) for name in names]
     return [
         about.name

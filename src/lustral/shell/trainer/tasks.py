@@ -21,7 +21,7 @@ from ...training.batches import as_floats, spread_rows
 from ...training.denoising import Denoising
 from ...training.levels import Geometric, LogNormal, LogUniform, Times
 from ...training.objectives import CrossEntropy, Objective
-from .. import weights
+from .. import standard, weights
 from ..options import Adversary, Network, Noise, TaskName
 from . import measures
 
@@ -82,7 +82,8 @@ def make(asked: Asked, train_set: Data) -> Task:
     base = _base(asked.noise, architecture.get("sigma_data", spread))
     if asked.task == "denoiser":
         return Task(kind, architecture, model, base, None, measures.denoising)
-    guide = _trained(asked.adversary.guide, "classifier", train_set)[0]
+    named = standard.named("guide", asked.adversary.guide, "--adversary.guide")
+    guide = _trained(named, "classifier", train_set)[0]
 
     def measure(model: nn.Module, test: Data) -> dict[str, float]:
         return measures.denoising(model, test) | measures.purified(model, guide, test)
@@ -231,7 +232,8 @@ def _robust(asked: Asked) -> Objective:
     adversary = asked.adversary
     if asked.task == "classifier":
         return CrossEntropy(smoothing=asked.smoothing)
-    threat, size = Linf(adversary.eps), 2.5 * adversary.eps / adversary.steps
+    eps = _eps(adversary)
+    threat, size = Linf(eps), 2.5 * eps / adversary.steps
     if asked.task == "pgd-at":
         return PGDAT(threat, adversary.steps, size, asked.smoothing)
     return TRADES(threat, adversary.beta, adversary.steps, size, asked.smoothing)
@@ -243,8 +245,14 @@ def _guided(asked: Asked, base: Denoising, guide: nn.Module) -> Objective:
     if asked.task == "adbm":
         if asked.noise.t_max < 0.1:
             raise UserError(f"ADBM's bridges begin at t = 0.1 or later; t_max = {asked.noise.t_max} leaves none.")
-        return ADBM(base, guide, t_high=_bridged(asked.noise), eps=adversary.eps)
-    return ADDT(base, guide) if adversary.mapped else ADDTUnmapped(base, guide, adversary.eps)
+        return ADBM(base, guide, t_high=_bridged(asked.noise), eps=_eps(adversary))
+    return ADDT(base, guide) if adversary.mapped else ADDTUnmapped(base, guide, _eps(adversary))
+
+
+def _eps(adversary: Adversary) -> float:
+    if adversary.eps is None:
+        raise UserError(f"No radius is usual for this data; say --adversary.eps ({standard.KNOWN}).")
+    return adversary.eps
 
 
 def _base(noise: Noise, spread: float) -> Denoising:
