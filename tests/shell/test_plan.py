@@ -387,7 +387,7 @@ def test_a_system_without_a_part_has_the_evaluations_and_so_when_run_again(lustr
 def test_a_list_of_stages_says_when_labels_do_not_match_the_images(shift, level, lustral):
     few = datasets.load("digits", "test")[:6]
     np.savez("data.npz", x=few.x.numpy(), y=(few.y.numpy() + shift) % 10)
-    args = ["--data=data.npz", "--images=6", "--stages=[clean]", "--purification.method=none"]
+    args = ["--data=data.npz", "--images=6", "--stages=[clean]", "--purification.method=none", *OWN]
     assert lustral("evaluate", "run", *args) == 0
     (found,) = (f for said in read("run")["findings"].values() for f in said if f["name"] == "above-chance")
     assert found["level"] == level
