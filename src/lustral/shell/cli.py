@@ -11,7 +11,7 @@ from jsonargparse import auto_cli, set_parsing_settings
 from .. import __version__
 from ..core.errors import UserError
 from . import names
-from .finished import compare, detect, export, merge, report, verify
+from .finished import compare, detect, export, merge, plot, report, verify
 from .networks import get_data, measure_reference, train
 from .options import (
     Classification,
@@ -279,6 +279,7 @@ COMMANDS = {
     "detect": detect,
     "export": export,
     "report": report,
+    "plot": plot,
     "list": list_all,
     "show": show_one,
 }

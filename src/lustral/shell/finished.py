@@ -76,6 +76,20 @@ def detect(
         show.done(run / name)
 
 
+def plot(run: Path, out: Path, what: Literal["stages", "eps", "cost", "t-star", "trajectory"] = "stages") -> None:
+    """Draw a plot of a run's report into a file of its own, for a paper or slides.
+
+    Args:
+        run: Folder of a finished run.
+        out: The .pdf, .png or .svg file to write.
+        what: Accuracy by stage, by eps, by what the attacker pays, or by t*; or the distance to the clean image while
+            purifying. A run has those that it has numbers for.
+    """
+    from . import figures, show
+
+    show.done(figures.write(run, out, what))
+
+
 def export(run: Path, out: Path) -> None:
     """Write a run for other tools: .parquet (every draw), or .json (RobustBench's model info and what it lacks).
 

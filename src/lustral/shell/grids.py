@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .plots import Look
+from .looks import Look
 
 TILE = 96  # px: smaller images are enlarged by a whole factor, since printers smooth what CSS keeps sharp
 FRAMES = 10

@@ -11,20 +11,11 @@ import jinja2
 import numpy as np
 
 from . import grids
+from .looks import Look, looks_of
 from .pages import page
-from .plots import SHAPES, STAGES, Look, plots, stages_of
+from .plots import STAGES, main_rows, plots, stages_of
 
 DASH = "—"
-UNDEFENDED = "undefended"
-LABELS = {
-    UNDEFENDED: "Undefended",
-    "adp": "ADP",
-    "diffpure-sde": "DiffPure SDE",
-    "diffpure-ode": "DiffPure ODE",
-    "diffpure-ddpm": "DiffPure DDPM",
-    "diffpure-ddim": "DiffPure DDIM",
-    "diffpure-sde-fixed": "DiffPure SDE, fixed noise",
-}
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 CHOSEN = {"black-box", "blind", "bpda", "exact"}  # the controls that the worst case chooses from and so stands for
 HARMLESS = {"clean", "null", "unbounded", "stadv"}  # no attack, or none within the threat
@@ -41,8 +32,8 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
     the clean image [n] (``/trajectory_norm``); ``y`` [k] has the true labels.
     """
     withheld, names = results.get("withheld") or {}, (results.get("data") or {}).get("classes") or []
-    rows, details, looks = results.get("rows") or [], results.get("details") or {}, _looks(results, pictures)
-    main = {(row["system"], row["stage"]): row for row in rows if row.get("group", "main") == "main"}
+    rows, details, looks = results.get("rows") or [], results.get("details") or {}, looks_of(results, pictures)
+    main = main_rows(results)
     attacks = {
         look: [r for r in rows if r.get("group") == "attack" and r["system"] == look.name] for look in looks.values()
     }
@@ -72,7 +63,7 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
         risks=_risks(details),
         published=_published(details),
         classes=_classes(details, names),
-        plots=plots(results, main, looks, pictures),
+        plots=plots(results, looks, pictures),
         gain=gain,
         attacked=grids.attacked(looks.values(), pictures),
         grids=[grid for look in looks.values() if (grid := grids.grid(look, pictures, gain, count, names))],
@@ -166,18 +157,6 @@ def _claim(check: dict) -> str:
 
 
 # What is on the page
-
-
-def _looks(results: dict, pictures: dict) -> dict[str, Look]:
-    """Every system of the results and pictures, in the order of appearance."""
-    names = [item["system"] for kind in ("rows", "ordering") for item in results.get(kind) or []]
-    names += [name for kind in ("details", "findings", "withheld", "certificates") for name in results.get(kind) or {}]
-    names += [test[side] for test in results.get("paired") or [] for side in "ab"]
-    names = list(dict.fromkeys([*names, *(name.rsplit("/", 1)[0] for name in pictures if "/" in name)]))
-    defended, n = [name for name in names if name != UNDEFENDED], len(SHAPES) - 1
-    # Every further n systems get the same colours with other shapes.
-    places = {name: (1 + i % n, 1 + (i + i // n) % n) for i, name in enumerate(defended)} | {UNDEFENDED: (0, 0)}
-    return {name: Look(name, LABELS.get(name, name), places[name][0], *SHAPES[places[name][1]]) for name in names}
 
 
 def _folds(rows: Iterable[dict]) -> list[tuple[str, str, str]]:
