@@ -32,6 +32,8 @@ class Card:
     sha256: str = ""
     """Of the safetensors file."""
     parameters: int = 0
+    classes: list[str] = field(default_factory=list)
+    """The names of a classifier's labels, in order, where they have some."""
     measured: dict[str, float] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

@@ -15,8 +15,8 @@ from ..core.errors import UserError
 from ..core.lanes import Lanes
 from ..core.noise import Key
 from ..evaluate.protocol import Job, Task, run
-from ..training.batches import spread_rows
-from . import build, folder, plan, standard, stored, strip, systems, weights
+from ..training.batches import as_floats, spread_rows
+from . import build, folder, labels, plan, standard, stored, strip, systems, weights
 from . import device as devices
 from .files import check_suffix, check_writable, replacing, write_text
 from .images import data as datasets
@@ -150,8 +150,10 @@ def attack(
     check_writable(out)
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}.")
-    chosen = datasets.load(data, "test")[:images]
+    source = datasets.parts(data)
     how, judge = standard.system(purification, classification, data)
+    chosen = labels.meet(source, data, [judge.classifier]).pick("test", data)[:images]
+    chosen = chosen._replace(x=as_floats(chosen.x))
     against = build.threat(standard.threat(threat, data))
     system = build.system("attacked", how, judge, device=resources.device, precision=precision)
     plan.check(chosen, judge.classifier, system)

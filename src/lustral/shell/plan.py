@@ -16,7 +16,7 @@ from ..evaluate import metrics, sizes, suites
 from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, Job, System, describe, pending, shuffled
 from ..training.batches import as_floats
-from . import build, folder, names, results, runner, standard, stored, views, weights
+from . import build, folder, labels, names, results, runner, standard, stored, views, weights
 from .device import OnDevice
 from .files import write_text
 from .images import data as datasets
@@ -46,6 +46,7 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     names.evaluation(options)
     source = datasets.parts(options.data)
     options = standard.evaluation(options)
+    source = labels.meet(source, options.data, [judge.classifier for _, _, judge in named(options)])
     data = source.pick(options.split, options.data)[: options.images]
     data = corrupt(data, options.corruption) if options.corruption else data
     data = data._replace(x=as_floats(data.x))
@@ -55,7 +56,7 @@ def make(options: Evaluation, resources: Resources) -> Plan:
         check(data, judge.classifier, system)
         systems.append(replace(system, random=draws_noise(system.defence, data[:PROBED], threat)))
     jobs = _jobs(options, systems, threat, len(data.ids), runner.each(resources))
-    return Plan(options, jobs, systems, data, threat, Key(options.seed), source.classes)
+    return Plan(options, jobs, systems, data, threat, Key(options.seed), labels.spoken(source.classes))
 
 
 def check_name(name: object) -> None:

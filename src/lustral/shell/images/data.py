@@ -1,5 +1,6 @@
 """Labelled images with stable ids and fixed splits: a standard set, a folder, an .npz file, a set of Hugging Face's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ DIGITS_TRAIN, DIGITS_VALIDATION = 1200, 200
 def load(name: str, split: str = "test") -> Data:
     """A split of a data set, its images as floats in [0, 1].
 
-    ``name`` is one of ``names.NAMES`` (found in ``folder()``, where ``lustral data`` puts it), the path of a folder or
-    an archive in a published format, of a folder of class folders, or of an .npz file with x and y or x_train, y_train,
-    x_test and y_test, or ``hf:`` and a name on Hugging Face. What the splits are is said in ``splits.py``; a set
-    without splits is all of it for train as for test.
+    ``name`` is one of ``NAMES`` (found in ``folder()``, where ``lustral data`` puts it), the path of a folder or an
+    archive in a published format, of a folder of class folders, or of an .npz file with x and y or x_train, y_train,
+    x_test and y_test (and, if wanted, classes, the names of the labels), or ``hf:`` and a name on Hugging Face. What
+    the splits are is said in ``splits.py``; a set without splits is all of it for train as for test.
     """
     found = load_bytes(name, split)
     return found._replace(x=as_floats(found.x))
@@ -99,7 +100,7 @@ def _digits() -> Parts:
     x = torch.tensor(raw.images / 16, dtype=torch.float32)[:, None]
     halves = {"train": slice(DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None)}
     own = {split: Labelled(y[rows], lambda rows=rows: x[rows], ids[rows]) for split, rows in halves.items()}
-    return Parts(own, DIGITS_VALIDATION)
+    return Parts(own, DIGITS_VALIDATION, readers.DIGITS)
 
 
 def _npz(path: Path) -> Parts:
@@ -109,7 +110,7 @@ def _npz(path: Path) -> Parts:
         ids = arrays.get("ids", np.arange(len(x)))
         if ids.shape != (len(x),) or ids.dtype.kind not in "iu" or len(np.unique(ids)) != len(x):
             raise UserError(f"{path}: ids must be {len(x)} different whole numbers, one per image.")
-        return Parts.whole(Data(torch.as_tensor(ids).long(), x, y))
+        return _named(Parts.whole(Data(torch.as_tensor(ids).long(), x, y)), arrays, str(path))
     splits = [split for split in ("train", "test", "validation") if f"x_{split}" in arrays and f"y_{split}" in arrays]
     if not splits:
         raise UserError(
@@ -120,7 +121,18 @@ def _npz(path: Path) -> Parts:
     for split in splits:
         x, y = _labelled(arrays[f"x_{split}"], arrays[f"y_{split}"], f"y_{split}", str(path))
         own[split] = Labelled(y, lambda x=x: x)
-    return Parts.in_order(own, by_order=False)
+    return _named(Parts.in_order(own, by_order=False), arrays, str(path))
+
+
+def _named(parts: Parts, arrays: dict[str, np.ndarray], path: str) -> Parts:
+    """The set with the names of its classes, where its file has them as texts."""
+    names = arrays.get("classes")
+    if names is None or names.dtype.kind != "U" or names.ndim != 1:
+        return parts
+    highest = max(int(part.y.max()) for part in parts.own.values())
+    if highest >= len(names):
+        raise UserError(f"{path} names {len(names)} classes, but holds the label {highest}; name all of them.")
+    return replace(parts, classes=tuple(names.tolist()))
 
 
 def _labelled(images: np.ndarray, labels: np.ndarray, name: str, path: str) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,9 @@ FORMS: dict[str, list[tuple[tuple[str, ...], Callable[[Files, str], Parts]]]] = 
     "mnist": [(IDX, lambda files, name: _idx_set(files, name))],
     "fashion-mnist": [(IDX, lambda files, name: _idx_set(files, name))],
 }
+DIGITS = tuple(map(str, range(10)))
 CLASSES = {
+    "mnist": DIGITS,
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "fashion-mnist": (
         *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
@@ -76,7 +78,8 @@ def published(place: Path, names: tuple[str, ...] = tuple(FORMS)) -> Parts | Non
                 have = [file for file in wanted if file in present]
                 if len(have) == len(wanted):
                     found = read({file: present[file]() for file in wanted}, str(home))
-                    return replace(found, classes=CLASSES.get(name, ()))
+                    told = wanted != IDX or len(names) == 1  # MNIST's files and Fashion-MNIST's are called alike
+                    return replace(found, classes=CLASSES.get(name, ()) if told else ())
                 if 2 * len(have) > len(wanted) and lacking is None:
                     file = next(file for file in wanted if file not in present)
                     lacking = UserError(f"{home} lacks {file}; fetch the set again with `lustral data {name}`.")

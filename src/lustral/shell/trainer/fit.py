@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from ...evaluate.protocol import Data
 from ...training.batches import Images, Source
 from ...training.loop import Progress, train
 from ...training.recipe import Recipe
-from .. import weights
+from .. import labels, weights
 from ..files import check_suffix, check_writable, write_text
 from ..images import data as datasets
 from ..terminal import Quiet, command, console, progress, versions
@@ -95,11 +96,11 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
     check_writable(out)
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    parts = datasets.parts(choice.data)
+    parts = labels.meet(datasets.parts(choice.data), choice.data, tasks.judges(asked))
     train_set, test = (parts.pick(split, choice.data) for split in (choice.split, "test"))
-    task = tasks.make(asked, train_set)
+    task = tasks.make(asked, train_set, len(parts.classes))
     tasks.try_part(task, train_set, recipe.batch // (recipe.accumulate * accelerator.num_processes))
-    source = _source(choice, recipe, train_set)
+    source = _source(choice, recipe, train_set, parts.classes)
     held = parts.pick("validation", choice.data) if choice.split == "fit" else test
     pixels = [t for images in (source.real, source.extra) if images for t in (images.x, images.y)]
     networks = {"net": task.model, "guide": task.guide}
@@ -121,6 +122,7 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
         data=choice.data,
         image=list(train_set.x.shape[1:]),
         command=command(),
+        classes=list(parts.classes) if task.kind == "classifier" else [],
         measured=task.measure(task.model, test),
         recipe=told,
         versions=versions(),
@@ -143,13 +145,13 @@ def _finished(out: Path, told: dict[str, Any]) -> weights.Card:
     return card
 
 
-def _source(choice: Choice, recipe: Recipe, train_set: Data) -> Source:
+def _source(choice: Choice, recipe: Recipe, train_set: Data, names: Sequence[str]) -> Source:
     """The images of the training, and the extra ones."""
     if (choice.extra is None) != (recipe.extra_share == 0):
         raise UserError(
             "Extra images and their share of a batch, --recipe.extra_share, are given together or not at all."
         )
-    shape, classes = train_set.x.shape[1:], int(train_set.y.max()) + 1
+    shape, classes = train_set.x.shape[1:], max(len(names), int(train_set.y.max()) + 1)
     if recipe.crop >= min(shape[1:]):
         raise UserError(f"crop must be smaller than the images ({shape[1]}×{shape[2]}), not {recipe.crop}.")
     real = Images(train_set.x, train_set.y)
@@ -159,7 +161,10 @@ def _source(choice: Choice, recipe: Recipe, train_set: Data) -> Source:
         raise UserError(
             f"A share of {recipe.extra_share:g} of a batch of {recipe.batch} is less than one image; enlarge either."
         )
-    extra = datasets.load_bytes(choice.extra, "train")
+    more = datasets.parts(choice.extra)
+    if more.classes and names:
+        more = labels.renumbered(more, labels.by_name(more, choice.extra, names, choice.data))
+    extra = more.pick("train", choice.extra)
     if extra.x.shape[1:] != shape or int(extra.y.max()) >= classes:
         raise UserError(
             f"{choice.extra} must hold images of shape {list(shape)} and labels 0 to {classes - 1} like the training "

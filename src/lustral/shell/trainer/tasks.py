@@ -27,6 +27,7 @@ from . import measures
 
 TASKS = TaskName.__args__
 CLASSIFIERS = ("classifier", "pgd-at", "trades")
+GUIDED = ("addt", "adbm")
 RESNETS = {"resnet": "ResNet", "whitened": "WhitenedResNet"}
 PUBLISHED_UNETS = {"ddpm": "DDPM", "ddpm++": "DDPMpp"}
 SIGMA_MIN = 0.01
@@ -59,8 +60,15 @@ class Asked:
     seed: int = 0
 
 
-def make(asked: Asked, train_set: Data) -> Task:
-    """The network and the objective that the options describe, for these images."""
+def judges(asked: Asked) -> list[str | None]:
+    """The classifiers whose labels the images' are to be: the one to start from, or the one that guides."""
+    if asked.task in CLASSIFIERS:
+        return [asked.network.start]
+    return [asked.adversary.guide] if asked.task in GUIDED else []
+
+
+def make(asked: Asked, train_set: Data, classes: int = 0) -> Task:
+    """The network and the objective that the options describe, for these images of at least so many classes."""
     if asked.task not in TASKS:
         raise unknown("task", asked.task, TASKS)
     if not 0 < asked.noise.t_max <= 1 or _largest(asked.noise) <= SIGMA_MIN:
@@ -76,7 +84,7 @@ def make(asked: Asked, train_set: Data) -> Task:
     spread = round(as_floats(some).std().item(), 4)
     if kind == "denoiser" and not spread:
         raise UserError("All training images are one even grey, of which a denoiser learns nothing; check the data.")
-    architecture, model = _network(asked, kind, train_set, spread)
+    architecture, model = _network(asked, kind, train_set, spread, classes)
     if kind == "classifier":
         return Task(kind, architecture, model, _robust(asked))
     base = _base(asked.noise, architecture.get("sigma_data", spread))
@@ -91,7 +99,7 @@ def make(asked: Asked, train_set: Data) -> Task:
     return Task(kind, architecture, model, _guided(asked, base, guide), guide, measure)
 
 
-def _network(asked: Asked, kind: str, train_set: Data, spread: float) -> tuple[dict[str, Any], nn.Module]:
+def _network(asked: Asked, kind: str, train_set: Data, spread: float, classes: int) -> tuple[dict[str, Any], nn.Module]:
     """The network's description and itself: new, or the one to start from."""
     if asked.network.start is not None:
         model, about = _trained(asked.network.start, kind, train_set)
@@ -101,7 +109,7 @@ def _network(asked: Asked, kind: str, train_set: Data, spread: float) -> tuple[d
                 f"{_largest(asked.noise):.4g}; choose a smaller --noise.t_max."
             )
         return about.architecture, model
-    channels, classes = train_set.x.shape[1], int(train_set.y.max()) + 1
+    channels, classes = train_set.x.shape[1], max(classes, int(train_set.y.max()) + 1)
     describe = _classifier if kind == "classifier" else _denoiser
     architecture = describe(asked, channels, classes if kind == "classifier" else spread)
     torch.manual_seed(asked.seed)
