@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from components import SHAPE, images, net_denoiser
-from lustral.attacks.gradients import Gradient, KnownNoise, Selection, blind, bpda, exact, mistaken, surrogate
+from lustral.attacks.gradients import AnyClass, Gradient, KnownNoise, Selection, blind, bpda, exact, fooled, surrogate
 from lustral.attacks.losses import cross_entropy, toward
 from lustral.core.adjoint import Direct, Skip, Surrogate
 from lustral.core.errors import UserError
@@ -36,7 +36,7 @@ def victim(**options) -> Defence:
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_decision_without_numbers_is_wrong_whatever_the_label(label):
     logits = torch.tensor([[torch.nan, 0.0], [torch.nan, torch.nan], [3.0, 1.0]])
-    assert mistaken(victim(), logits, torch.full((3,), label)).tolist() == [True, True, label == 1]
+    assert fooled(victim(), logits, torch.full((3,), label)).tolist() == [True, True, label == 1]
 
 
 def test_a_decision_that_is_not_taken_is_wrong():
@@ -140,14 +140,15 @@ def test_wrong_is_the_share_of_wrong_draws():
         assert look.wrong.tolist() == [0.75, 0.25]
 
 
-def test_a_targeted_look_is_wrong_about_the_true_label():
-    """Whatever the class to reach: here it is never reached, and the label is wrong all the same."""
-    pairs = torch.tensor([[0, 2], [1, 2]])
+def test_a_targeted_look_wants_the_target_and_one_where_any_class_will_do_a_wrong_one():
+    """Labels are wrong in the first row and the last, the target is reached in the last alone."""
+    pairs = torch.tensor([[0, 2], [1, 2], [0, 1]])
     said = Defence(lambda x: torch.tensor([[0.0, 1.0, -1.0]]).expand(len(x), 3) + 0 * x.mean())
     for looks in (Selection(2), Gradient(None, 2)):
-        look = looks(said, images(2), pairs, toward, KEY.rng(2))
-        assert look.wrong.tolist() == [1, 0]
-        assert look.loss.tolist() == [-1, -2]
+        for who, wrong in ((said, [0, 0, 1]), (AnyClass(said), [1, 0, 1])):
+            look = looks(who, images(3), pairs, toward, KEY.rng(3))
+            assert look.wrong.tolist() == wrong
+            assert look.loss.tolist() == [-1, -2, 1]
 
 
 def test_the_image_and_the_networks_are_left_as_they_were():

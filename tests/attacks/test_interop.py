@@ -313,8 +313,8 @@ def test_a_foreign_attack_is_named_by_its_options():
     assert digest(a) == digest(b) != digest(c)
 
 
-def test_what_leaves_the_threat_is_put_back_and_pairs_of_labels_are_understood():
-    """Also: labels of a targeted search; the images and labels that it was given stay as they were."""
+def test_what_leaves_the_threat_is_put_back_and_pairs_of_labels_are_passed_on():
+    """The images and labels that it was given stay as they were."""
     seen = []
 
     def vandal(model):
@@ -326,8 +326,9 @@ def test_what_leaves_the_threat_is_put_back_and_pairs_of_labels_are_understood()
         return perturb
 
     _, x, y = digits(N)
+    y = torch.stack([y, (y + 1) % CLASSES], dim=1)
     kept = x.clone(), y.clone()
-    found = Foreign(Linf(EPS), vandal).run(defence(), x, torch.stack([y, (y + 1) % CLASSES], dim=1), KEY.rng(N))
+    found = Foreign(Linf(EPS), vandal).run(defence(), x, y, KEY.rng(N))
     assert torch.equal(found.x, (x + EPS).clamp(max=1))
     assert torch.equal(seen[0], y)
     assert torch.equal(x, kept[0])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lustral.attacks.losses import LOSSES, cross_entropy, dlr, dlr_toward, margin, toward, truth
+from lustral.attacks.losses import LOSSES, cross_entropy, dlr, dlr_toward, margin, reach, toward, truth
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
 
@@ -55,6 +55,14 @@ def test_targeted_losses_by_hand():
     assert toward(logits, pairs).tolist() == [-2, 3, -7, 5]
     # Leads of the first over the mean of the third and fourth: 5 − (2 + 1)/2, 7 − (3 + 1)/2 twice, 6 − (3 + 2)/2.
     assert dlr_toward(logits, pairs).tolist() == pytest.approx([-2 / 3.5, 3 / 5, -7 / 5, 5 / 3.5])
+
+
+def test_the_reach_of_a_target_is_its_lead_over_all_others():
+    expected = [
+        row[t] - max(v for k, v in enumerate(row) if k != t)
+        for (row, _), t in zip(rows(), PAIRS[:, 1].tolist(), strict=True)
+    ]
+    assert reach(logits(), PAIRS).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_targeted_dlr_of_three_classes_takes_the_lead_over_the_last():

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core import check
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Threat
 from ..core.whole import whole
-from .gradients import Selection, Victim
-from .losses import Loss, margin, truth
+from .gradients import AnyClass, Selection, Victim
+from .losses import Loss, lead, margin
 from .search import Attack, Best, Outcome, begin, join, searching, unfooled
 
 
@@ -18,7 +19,8 @@ from .search import Attack, Best, Outcome, begin, join, searching, unfooled
 class Targeted:
     """A targeted search towards each of the ``targets`` likeliest wrong classes, on the images not fooled yet.
 
-    Classes are ranked by the mean logits of the clean image over the draws of ``select``.
+    Targets are directions: an image is fooled by whatever wrong class it meets. Classes are ranked by the mean logits
+    of the clean image over the draws of ``select``.
     """
 
     search: Attack
@@ -41,6 +43,8 @@ class Targeted:
     @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
+        if y.dim() != 1:
+            raise UserError("Targeted chooses targets itself; give pairs of label and target to its search instead.")
         ranked = self._ranked(victim, x0, y, rng.fold("rank"))
         found = None
         for k in range(min(self.targets, ranked.shape[1])):
@@ -48,7 +52,7 @@ class Targeted:
             if not len(rows):
                 break
             pairs = torch.stack([y, ranked[:, k]], dim=1)[rows]
-            part = self.search.run(victim, x0[rows], pairs, rng.fold("target", k)[rows])
+            part = self.search.run(AnyClass(victim), x0[rows], pairs, rng.fold("target", k)[rows])
             found = part if found is None else join(found, part, rows)
         return found
 
@@ -58,7 +62,7 @@ class Targeted:
         n = self.select.draws
         logits = victim.logits(x.repeat_interleave(n, dim=0), rng.repeat(n), self.select.adjoint)
         mean = logits.unflatten(0, (len(x), n)).mean(dim=1)
-        own = torch.nn.functional.one_hot(y, mean.shape[1]).bool()
+        own = torch.nn.functional.one_hot(check.labels(y, len(mean), mean.shape[1]), mean.shape[1]).bool()
         return mean.masked_fill(own, -torch.inf).argsort(dim=1, descending=True)[:, :-1]
 
 
@@ -92,5 +96,5 @@ class Transfer:
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
         for k, source in enumerate(self.sources):
             found = self.search.run(source, x0, y, rng.fold("source", k))
-            best.see(rows, found.x, self.select(victim, found.x, truth(y), self.loss, rng.fold("select")))
+            best.see(rows, found.x, self.select(victim, found.x, y, lead(y, self.loss), rng.fold("select")))
         return best.outcome()

@@ -12,7 +12,7 @@ from ..core.errors import UserError
 from ..core.lanes import Lanes
 from ..core.noise import Rng
 from ..core.purifier import Purifier
-from .gradients import Estimator, Gradient, Look, Victim, by_halves, mistaken
+from .gradients import Estimator, Gradient, Look, Victim, by_halves, fooled
 from .losses import Loss
 
 
@@ -41,10 +41,11 @@ class SPSA:
         ends = torch.stack([base + self.delta * v, base - self.delta * v], dim=1).flatten(0, 1)
         labels = y.repeat_interleave(2 * n, dim=0)
         logits = victim.logits(ends, rng.fold("query").repeat(2 * n))
+        wrong = fooled(victim, logits, labels)
         values = loss(logits, labels).view(len(x), n, 2)
         slopes = (values[..., 0] - values[..., 1]) / (2 * self.delta)
         grad = (slopes.view(len(x), n, *[1] * (x.dim() - 1)) * v.view(len(x), n, *x.shape[1:])).mean(dim=1)
-        wrong = mistaken(victim, logits, labels).view(len(x), -1).float().mean(dim=1)
+        wrong = wrong.view(len(x), -1).float().mean(dim=1)
         return Look(grad, values.flatten(1).mean(dim=1), wrong)
 
 

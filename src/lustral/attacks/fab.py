@@ -8,8 +8,8 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import L1, L2, Linf, Threat
-from .gradients import Estimator, Look, Selection, Victim
-from .losses import toward
+from .gradients import AnyClass, Estimator, Look, Selection, Victim
+from .losses import reach, toward
 from .search import Best, Outcome, begin, searching, usable
 
 
@@ -17,10 +17,10 @@ from .search import Best, Outcome, begin, searching, usable
 class FAB:
     """Minimum-norm search towards one target per image; labels are (label, target) pairs.
 
-    A step goes from the iterate and from the clean image to the boundary f_target = f_label, linearised at the iterate
-    (the mean over the draws of ``gradient``), overshoots by ``eta``, and mixes the two by their distances. Where most
-    draws of ``select`` are wrong, the iterate goes back towards the clean image by the factor ``beta``. Iterates within
-    eps are candidates.
+    A step goes from the iterate and from the clean image to the boundary f_target = f_label (of the largest other
+    logit, where it is the target that counts and not any wrong class), linearised at the iterate (the mean over the
+    draws of ``gradient``), overshoots by ``eta``, and mixes the two by their distances. Where most draws of ``select``
+    are wrong, the iterate goes back towards the clean image by the factor ``beta``. Iterates within eps are candidates.
     """
 
     threat: Threat
@@ -44,16 +44,17 @@ class FAB:
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
         best, x = Best(x0, self.patience), x0.clone()
-        best.choose(best.open(), x0, self.select(victim, x0, y, toward, rng.fold("select")))
+        loss = toward if isinstance(victim, AnyClass) else reach
+        best.choose(best.open(), x0, self.select(victim, x0, y, loss, rng.fold("select")))
         for i in range(self.steps):
             rows = best.open()
             if not len(rows):
                 break
             at, clean, labels = x[rows], x0[rows], y[rows]
-            look = self.gradient(victim, at, labels, toward, rng.fold("look", i)[rows])
+            look = self.gradient(victim, at, labels, loss, rng.fold("look", i)[rows])
             best.note(rows, look)
             at = self._step(at, clean, look)
-            seen = self.select(victim, at, labels, toward, rng.fold("select")[rows])
+            seen = self.select(victim, at, labels, loss, rng.fold("select")[rows])
             within = self.threat.distance(at, clean) <= self.threat.eps
             best.choose(rows[within], at[within], Look(None, seen.loss[within], seen.wrong[within]))
             crossed = (seen.wrong > 0.5).view(-1, 1, 1, 1)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.random import fork_rng
 
+from ..core import check
 from ..core.adjoint import Checkpointed
 from ..core.errors import UserError
 from ..core.networks import Modeless
 from ..core.noise import Key, Rng
 from ..core.threat import Threat
-from .gradients import KnownNoise, Selection, Victim
-from .losses import margin, truth
+from .gradients import AnyClass, KnownNoise, Selection, Victim
+from .losses import lead
 from .search import Best, Outcome, begin, searching
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
@@ -34,17 +35,20 @@ class Averaged(Modeless):
     call and to the row's place in it. The gradient is the exact one.
     """
 
-    def __init__(self, victim: Victim, key: Key, eot: int = 1):
+    def __init__(self, victim: Victim, key: Key, eot: int = 1, y: Tensor | None = None):
+        """``y`` are the labels of the attack, which must be among the classes."""
         super().__init__()
         if eot < 1:
             raise UserError(f"EOT needs at least 1 draw, not {eot}.")
-        self.victim, self.key, self.eot = victim, key, eot
+        self.victim, self.key, self.eot, self.y = victim, key, eot, y
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         rng = self.key.fold("call", self.calls).rng(len(x)).repeat(self.eot)
         logits = self.victim.logits(x.repeat_interleave(self.eot, dim=0), rng, Checkpointed())
+        if self.y is not None:
+            check.labels(self.y, len(self.y), logits.shape[1], pairs=True)
         return logits.log_softmax(dim=1).view(len(x), self.eot, -1).mean(dim=1)
 
 
@@ -52,7 +56,8 @@ class Averaged(Modeless):
 class Foreign:
     """A foreign attack as a search with one look.
 
-    ``make`` takes a module (images to logits) and returns the attack: (x, y) → images of the same shape. What comes
+    ``make`` takes a module (images to logits) and returns the attack: (x, y) → images of the same shape. Its labels are
+    those of the search, [b], or (label, target) pairs [b, 2] whose targets it is to reach, or to refuse. What comes
     back is projected into the threat and shown to ``select``.
     """
 
@@ -68,17 +73,18 @@ class Foreign:
     @searching
     def run(self, victim: Victim, x0: Tensor, y: Tensor, rng: Rng) -> Outcome:
         rng = begin(x0, y, rng)
-        if isinstance(victim, KnownNoise):
+        bare = victim.victim if isinstance(victim, AnyClass) else victim
+        if isinstance(bare, KnownNoise):
             raise UserError(
                 "Foreign attacks do not say which image a row is, so they cannot use known noise; give the library "
                 "defence.bind(key) instead."
             )
         key = rng.key.fold("foreign", *rng.ids.tolist())
         with seeded(int(key.philox("seed")[0]) >> 33, x0.device), torch.enable_grad():
-            found = self.make(Averaged(victim, key, self.eot))(x0.clone(), truth(y).clone())
+            found = self.make(Averaged(victim, key, self.eot, y))(x0.clone(), y.clone())
         x = self.threat.project(found.detach().to(x0), x0)
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
-        best.see(rows, x, self.select(victim, x, truth(y), margin, rng.fold("select")))
+        best.see(rows, x, self.select(victim, x, y, lead(y), rng.fold("select")))
         return best.outcome()
 
 

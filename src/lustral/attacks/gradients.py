@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core import check
 from ..core.adjoint import Adjoint, Checkpointed, Identity, Skip, Surrogate
 from ..core.errors import UserError
 from ..core.inference import differentiable
@@ -60,7 +61,10 @@ class KnownNoise:
 
 
 class Look(NamedTuple):
-    """One look at a batch: gradient of the mean loss (None if not asked), mean loss [b], share of wrong draws [b]."""
+    """One look at a batch: gradient of the mean loss (None if not asked), mean loss [b], share of wrong draws [b].
+
+    A draw is wrong where it is what the attacker wants (``fooled``).
+    """
 
     grad: Tensor | None
     loss: Tensor
@@ -73,7 +77,7 @@ def observe(
     """Losses [b, draws] of as many decisions on each image, and the share of them that is wrong [b]."""
     labels = y.repeat_interleave(draws, dim=0)
     logits = victim.logits(x.repeat_interleave(draws, dim=0), rng.repeat(draws), adjoint)
-    wrong = mistaken(victim, logits, labels).view(len(x), draws).float().mean(dim=1)
+    wrong = fooled(victim, logits, labels).view(len(x), draws).float().mean(dim=1)
     return loss(logits, labels).view(len(x), draws), wrong
 
 
@@ -82,10 +86,33 @@ def label(victim: Victim, logits: Tensor) -> Tensor:
     return victim.label(logits) if hasattr(victim, "label") else logits.argmax(dim=1)
 
 
-def mistaken(victim: Victim, logits: Tensor, y: Tensor) -> Tensor:
-    """Which decisions [n] are wrong; as with the judge, logits with a NaN and abstentions never are right."""
+def fooled(victim: Victim, logits: Tensor, y: Tensor) -> Tensor:
+    """Which decisions [n] are what an attacker wants: wrong ones, or where labels are pairs, those for the target.
+
+    As with the judge, logits with a NaN and abstentions never are right, and they are no target either.
+    """
     logits = logits.detach()
-    return (label(victim, logits) != truth(y)) | logits.isnan().any(dim=1)
+    check.labels(y, len(logits), logits.shape[1], pairs=True)
+    said, lost = label(victim, logits), logits.isnan().any(dim=1)
+    if y.dim() == 2 and not isinstance(victim, AnyClass):
+        return (said == y[:, 1]) & ~lost
+    return (said != truth(y)) | lost
+
+
+@dataclass(frozen=True, eq=False)
+class AnyClass:
+    """A victim of which every wrong class is wanted, also where pairs of labels name one to go towards.
+
+    ``Targeted`` shows its victims so: its targets are directions, as AutoAttack's are.
+    """
+
+    victim: Victim
+
+    def logits(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
+        return self.victim.logits(x, rng, adjoint)
+
+    def label(self, logits: Tensor) -> Tensor:
+        return label(self.victim, logits)
 
 
 @dataclass(frozen=True)

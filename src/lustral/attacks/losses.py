@@ -21,13 +21,18 @@ def truth(y: Tensor) -> Tensor:
 
 def _single(y: Tensor) -> Tensor:
     if y.dim() != 1:
-        raise UserError("This loss knows no targets; a search within Targeted climbs `losses.toward` or `dlr_toward`.")
+        raise UserError(
+            "This loss knows no targets; a search for (label, target) pairs climbs `losses.toward` or `dlr_toward`."
+        )
     return y
 
 
 def _pairs(y: Tensor) -> Tensor:
     if y.dim() != 2 or y.shape[1] != 2:
-        raise UserError("FAB and targeted losses need a class to reach; put the search into Targeted(...).")
+        raise UserError(
+            "FAB and targeted losses need a class to reach: give (label, target) pairs, or put the search into "
+            "Targeted(...)."
+        )
     return y
 
 
@@ -64,6 +69,11 @@ def toward(logits: Tensor, pairs: Tensor) -> Tensor:
     return own[:, 1] - own[:, 0]
 
 
+def reach(logits: Tensor, pairs: Tensor) -> Tensor:
+    """The target's logit minus the largest other: positive exactly where the target is reached."""
+    return -margin(logits, _pairs(pairs)[:, 1])
+
+
 def dlr_toward(logits: Tensor, pairs: Tensor) -> Tensor:
     """Targeted DLR (Croce and Hein 2020, eq. 7): the same over the top logit's lead on the third and fourth."""
     if logits.shape[1] < 3:
@@ -72,6 +82,11 @@ def dlr_toward(logits: Tensor, pairs: Tensor) -> Tensor:
     classes = top.shape[1]
     spread = top[:, 0] - (top[:, 2] + top[:, min(3, classes - 1)]) / 2
     return toward(logits, pairs) / spread.clamp_min(1e-12)
+
+
+def lead(y: Tensor, loss: Loss = margin) -> Loss:
+    """A loss by which candidates for labels y are compared: ``loss``, or ``reach`` where they are pairs."""
+    return loss if y.dim() == 1 else reach
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}

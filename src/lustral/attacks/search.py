@@ -19,8 +19,9 @@ from .gradients import Look, Victim
 class Outcome(NamedTuple):
     """Candidates and what the search saw, on its own noise; the judge looks again.
 
-    Images x [b, c, h, w]; their mean loss and share of wrong draws [b] on the noise by which they were chosen; and the
-    same of every look [b, looks], each on noise of its own, NaN where an image had left.
+    A draw is wrong where it is what the search wants: any wrong class, or the target where labels are pairs. Images
+    x [b, c, h, w]; their mean loss and share of wrong draws [b] on the noise by which they were chosen; and the same of
+    every look [b, looks], each on noise of its own, NaN where an image had left.
     """
 
     x: Tensor
@@ -52,8 +53,7 @@ def searching(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
 def begin(x0: Tensor, y: Tensor, rng: Rng | Key | int) -> Rng:
     """Says what is wrong with images to attack or with their labels ([b] or pairs [b, 2]); gives the attack's noise."""
     check.images(x0, "images to attack")
-    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape[:1] != x0.shape[:1]:
-        raise UserError(f"An attack needs an int64 label for each of the {len(x0)} images.")
+    check.labels(y, len(x0), pairs=True)
     return as_rng(rng, len(x0))
 
 

@@ -65,6 +65,32 @@ def _scale(low: float, high: float) -> str:
     return "rescale them"
 
 
+def labels(y: Tensor, n: int, classes: int | None = None, pairs: bool = False) -> Tensor:
+    """Returns y if it is an int64 class from 0 on for each of n images, below ``classes`` where their number is known.
+
+    With ``pairs`` it may also be (label, target) pairs [n, 2], of two different classes each.
+    """
+    kind = str(y.dtype).removeprefix("torch.") if isinstance(y, Tensor) else type(y).__name__
+    if kind != "int64":
+        hint = "; cast them by y.long()" if kind.startswith(("int", "uint")) else ""
+        raise UserError(f"Labels must be a torch tensor, an int64 label for each of the {n} images, not {kind}{hint}.")
+    if y.shape != (n,) and not (pairs and y.shape == (n, 2)):
+        either = ", or a (label, target) pair" if pairs else ""
+        raise UserError(
+            f"There must be an int64 label for each of the {n} images{either}, but labels have shape {tuple(y.shape)}."
+        )
+    if not y.numel():
+        return y
+    low, high = int(y.min()), int(y.max())
+    if low < 0:
+        raise UserError(f"Labels count classes from 0, but one is {low}; leave out images that have no label.")
+    if classes is not None and high >= classes:
+        raise UserError(f"Labels are 0 to {classes - 1} where there are {classes} classes, but one is {high}.")
+    if y.dim() == 2 and bool((y[:, 0] == y[:, 1]).any()):
+        raise UserError("A target must be another class than the image's label.")
+    return y
+
+
 def purifier(thing: object) -> None:
     """Says what a purifier is where this is none."""
     if not isinstance(thing, Purifier):

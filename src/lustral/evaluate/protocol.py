@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..attacks.gradients import KnownNoise
 from ..attacks.search import Attack, Outcome
+from ..core import check
 from ..core.errors import UserError
 from ..core.inference import differentiable
 from ..core.noise import Key
@@ -292,6 +293,7 @@ class Memory:
 def run(task: Task, key: Key) -> Chunk:
     """Attacks, verifies and judges one batch of images."""
     job, data, start = task
+    check.labels(data.y, len(data.ids))
     started, count = time.perf_counter(), (job.system.meter or Meter()).here
     before = count.forward, count.backward
     place = key.fold(job.system.name, job.stage.name)
@@ -303,6 +305,7 @@ def run(task: Task, key: Key) -> Chunk:
     checked = verify(found.x, data.x, stage.bound)
     noise = known.noise if known else lambda rows: rows
     logits = judge(defence, checked.x, place.fold("judge").rng(data.ids), job.draws, noise)
+    check.labels(data.y, len(data.ids), logits.shape[-1])
     spent = time.perf_counter() - started, count.forward - before[0], count.backward - before[1]
     return Chunk(job, data.ids, data.y, *checked, found, logits, *spent)
 

@@ -128,7 +128,16 @@ def _torchattacks(name: str, threat: Threat, options: dict, model: nn.Module) ->
     settings = {"eps": threat.eps, "norm": _norm(threat, known, name), "seed": torch.initial_seed()}
     attack = attack_class(model, **{k: v for k, v in settings.items() if k in takes} | options)
     attack.set_device(_device(model))
-    return attack
+
+    def perturb(x: Tensor, y: Tensor) -> Tensor:
+        if y.dim() == 1:
+            return attack(x, y)
+        if "targeted" not in attack.supported_mode:
+            raise _aimless(f"torchattacks' {name}")
+        attack.set_mode_targeted_by_label(quiet=True)
+        return attack(x, y[:, 1])
+
+    return perturb
 
 
 def _foolbox(name: str, threat: Threat, options: dict, model: nn.Module) -> Perturb:
@@ -137,8 +146,17 @@ def _foolbox(name: str, threat: Threat, options: dict, model: nn.Module) -> Pert
     _norm(threat, [norm for norm, distance in distances.items() if attack.distance is distance], name)
 
     def perturb(x: Tensor, y: Tensor) -> Tensor:
-        wrong = foolbox.criteria.Misclassification(y)
-        return attack(_foolbox_model(model), x, wrong, epsilons=threat.eps)[1]
+        criteria = foolbox.criteria
+        if y.dim() == 1:
+            return attack(_foolbox_model(model), x, criteria.Misclassification(y), epsilons=threat.eps)[1]
+        if isinstance(attack, foolbox.attacks.deepfool.DeepFoolAttack):  # which does not look at the criterion's target
+            raise _aimless(f"Foolbox's {name}")
+        try:
+            return attack(_foolbox_model(model), x, criteria.TargetedMisclassification(y[:, 1]), epsilons=threat.eps)[1]
+        except ValueError as error:
+            if "unsupported criterion" not in str(error):
+                raise
+            raise _aimless(f"Foolbox's {name}") from error
 
     return perturb
 
@@ -151,9 +169,19 @@ def _art(
     norm = _norm(threat, ART_ONLY.get(name, NORMS.values() if {"eps", "norm"} <= takes.keys() else ()), name)
     quiet = {"verbose": False} if "verbose" in takes else {}
     order = {"Linf": "inf", "L2": 2, "L1": 1}[norm]
+    if "targeted" in options:
+        raise UserError(f"ART's {name} is targeted where labels are (label, target) pairs; leave its own option out.")
     estimator = _art_estimator(model, image_shape, classes)
-    attack = attack_class(estimator, eps=threat.eps, norm=order, **quiet | options)
-    return lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy()))
+    made = partial(attack_class, estimator, eps=threat.eps, norm=order, **quiet | options)
+    attack = made()  # which says what is wrong with its options
+
+    def perturb(x: Tensor, y: Tensor) -> Tensor:
+        if y.dim() == 2 and "targeted" not in takes:
+            raise _aimless(f"ART's {name}")
+        used, labels = (attack, y) if y.dim() == 1 else (made(targeted=True), y[:, 1])
+        return torch.from_numpy(used.generate(x.cpu().numpy(), labels.cpu().numpy()))
+
+    return perturb
 
 
 def _autoattack(library: str, threat: Threat, options: dict, settings: dict, model: nn.Module) -> Perturb:
@@ -165,10 +193,16 @@ def _autoattack(library: str, threat: Threat, options: dict, settings: dict, mod
         setattr(owner, name, value)
 
     def perturb(x: Tensor, y: Tensor) -> Tensor:
+        if y.dim() == 2:
+            raise _aimless("AutoAttack")
         found = attack.run_standard_evaluation(x, y)
         return found[0] if isinstance(found, tuple) else found
 
     return perturb
+
+
+def _aimless(title: str) -> UserError:
+    return UserError(f"{title} does not go for a target of yours; give it labels alone, or pairs to another attack.")
 
 
 def _autoattack_object(library: str, threat: Threat, options: dict, model: nn.Module) -> Any:

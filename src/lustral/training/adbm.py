@@ -9,7 +9,6 @@ the plain denoising loss on another input.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.noise import Rng
@@ -18,6 +17,7 @@ from ..denoisers.base import column
 from ..schedules import VP, Schedules
 from .denoising import Denoising
 from .inner import climb, evaluating
+from .objectives import cross_entropy
 
 
 def left(sigma: Tensor, end: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class ADBM:
             return x + noise + k * (moved - x)
 
         def loss(moved: Tensor) -> Tensor:
-            return F.cross_entropy(self.guide(model(bridge(moved), sigma)), y, reduction="none")
+            return cross_entropy(self.guide(model(bridge(moved), sigma)), y)
 
         threat = Linf(self.eps)
         with evaluating(model), torch.no_grad():

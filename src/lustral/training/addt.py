@@ -8,7 +8,6 @@ loss with another noise: u = √(1 − λ²)·z + λ·d.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.noise import Rng
@@ -16,6 +15,7 @@ from ..core.threat import Linf
 from ..denoisers.base import column
 from .denoising import Denoising
 from .inner import climb, gradient
+from .objectives import cross_entropy
 
 
 def rank_map(values: Tensor, normal: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class ADDT:
 
             def loss(d: Tensor, z: Tensor = z) -> Tensor:
                 clean = model(x + level * self.mix(z, d, sigma), sigma)
-                return F.cross_entropy(self.guide(clean), y, reduction="none")
+                return cross_entropy(self.guide(clean), y)
 
             total = total + gradient(loss, d)
             d = rank_map(total, rng.fold("rank", i).normal(x))
@@ -93,7 +93,7 @@ class ADDTUnmapped:
 
         def loss(moved: Tensor) -> Tensor:
             noisy = x + level * rng.fold("search", next(draws)).normal(x) + ride * (moved - x)
-            return F.cross_entropy(self.guide(model(noisy, sigma)), y, reduction="none")
+            return cross_entropy(self.guide(model(noisy, sigma)), y)
 
         d = climb(loss, x, x, Linf(self.eps), self.iterations, self.eps / 2) - x
         noisy = x + level * rng.fold("noise").normal(x) + ride * d

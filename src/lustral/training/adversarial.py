@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..core.noise import Rng
 from ..core.threat import Linf, Threat
 from .inner import climb, evaluating
+from .objectives import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class PGDAT:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         def loss(moved: Tensor) -> Tensor:
-            return F.cross_entropy(model(moved), y, reduction="none")
+            return cross_entropy(model(moved), y)
 
         with evaluating(model):
             moved = climb(loss, self.threat.start(x, rng), x, self.threat, self.steps, self.size)
-        return F.cross_entropy(model(moved), y, label_smoothing=self.smoothing, reduction="none")
+        return cross_entropy(model(moved), y, self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TRADES:
             start = self.threat.project(x + 0.001 * rng.normal(x), x)
             moved = climb(lambda m: _kl(target, model(m)), start, x, self.threat, self.steps, self.size)
         logits = model(x)
-        clean = F.cross_entropy(logits, y, label_smoothing=self.smoothing, reduction="none")
+        clean = cross_entropy(logits, y, self.smoothing)
         return clean + self.beta * _kl(_log_softmax(logits), model(moved))
 
 

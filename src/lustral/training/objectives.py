@@ -6,9 +6,16 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import check
 from ..core.noise import Rng
 
 Objective = Callable[[nn.Module, Tensor, Tensor, Rng], Tensor]
+
+
+def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Per sample [b], of labels that are classes: torch leaves out those of -100 without a word."""
+    check.labels(y, len(logits), logits.shape[1])
+    return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -25,4 +32,4 @@ class CrossEntropy:
         if self.noise:
             level = self.noise * rng.fold("level").uniform(x[:, :1, :1, :1])
             x = (x + level * rng.fold("noise").normal(x)).clamp(0, 1)
-        return F.cross_entropy(model(x), y, label_smoothing=self.smoothing, reduction="none")
+        return cross_entropy(model(x), y, self.smoothing)
