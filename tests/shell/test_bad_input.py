@@ -34,7 +34,7 @@ CASES: Cases = {
     "images: 64-bit integers": (lambda: write(images().astype(np.int64)), ["in.npy", "8-bit", "int64"]),
     "images: pickled objects": (lambda: write(np.array([Evil()])), ["in.npy", "pickled objects", "never loaded"]),
     "images: three channels": (
-        lambda: write(images().repeat(3, axis=1)),
+        lambda: [*write(images().repeat(3, axis=1)), "--purification.denoiser=digits-unet"],
         ["in.npy", "3 channels", "choose another"],
     ),
     "images: one in colour, or three": (

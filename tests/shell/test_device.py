@@ -13,7 +13,7 @@ from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.core.threat import Linf
 from lustral.evaluate.protocol import Data, System
-from lustral.shell import build, commands, detect, review
+from lustral.shell import build, commands, comparison, detect, review
 from lustral.shell.device import OnDevice
 from lustral.shell.images import data as datasets
 from lustral.shell.options import Classification, Evaluation, Purification, Resources, Search, ThreatModel
@@ -84,7 +84,7 @@ def test_what_another_device_found_is_read_here(tmp_path: Path):
     for k in (1, 2):
         commands.evaluate(asked, tmp_path / f"part{k}", there, f"{k}/2", None, False)
     assert commands.merge(tmp_path / "all", [tmp_path / "part1", tmp_path / "part2"], False)["rows"][0]["images"] == 2
-    assert review.compare(tmp_path / "all", tmp_path / "all")[0]["difference"] == [0, 0, 0]
+    assert comparison.runs(tmp_path / "all", tmp_path / "all")[0]["difference"] == [0, 0, 0]
     assert detect.run(tmp_path / "all", "digits-unet", "field", 0.25) == []
     assert "equal to the bit" in review.verify(tmp_path / "all", 1, there)
     with pytest.raises(UserError, match="cannot be run again as it was.*cpu:0"):

@@ -159,9 +159,9 @@ def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path, monkeypatch):
     """Both have opened the empty file before either says whose it is."""
     both, claim = threading.Barrier(2), Ledger._claimed
 
-    def together(self, spec):
+    def together(self, spec, data):
         both.wait(10)
-        return claim(self, spec)
+        return claim(self, spec, data)
 
     monkeypatch.setattr(Ledger, "_claimed", together)
 

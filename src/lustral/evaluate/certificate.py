@@ -26,6 +26,8 @@ from .protocol import Data, System
 from .suites import widest
 
 TWINS, BINARISED, GRADIENTS = 32, 8, 32
+SEEN = 64
+"""The first images, which are the most that any measurement looks at."""
 IMAGES, HORIZON, DRAWS, DIRECTIONS = 4, 8, (2, 4, 8, 16, 32, 64), 100
 STEPS = (1e-5, 1e-6, 1e-7, 1e-8)  # of difference quotients in float64
 
@@ -232,7 +234,7 @@ def _same(a: object, b: object) -> bool:
 @torch.no_grad()
 def purification_facts(defence: Defence, data: Data, key: Key) -> dict:
     """What purification does to clean images: how far they move, how often their label changes, how much is clipped."""
-    few = data[:64]
+    few = data[:SEEN]
     out = Checkpointed()(defence.purifier, few.x, key.rng(few.ids).fold("clean").fold("purify"))
     before, after = defence.classifier(few.x).argmax(dim=1), defence.classifier(out).argmax(dim=1)
     return {

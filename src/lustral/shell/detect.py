@@ -35,8 +35,11 @@ def statistic(denoiser: Denoiser, kind: str, sigma: float) -> Statistic:
     return lambda x, rng: torch.linalg.vector_norm(field(x).flatten(1), dim=1)
 
 
+ON_ALL = Resources()
+
+
 @torch.no_grad()
-def run(place: Path, name: str | None, kind: str, sigma: float | None, resources: Resources) -> list[Seen]:
+def run(place: Path, name: str | None, kind: str, sigma: float | None, resources: Resources = ON_ALL) -> list[Seen]:
     """Every stage whose candidates the ledger holds; writes detection.json and detection.png beside it.
 
     The denoiser is the run's own where none is named; so is the noise level, that of its ADP.

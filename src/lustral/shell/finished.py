@@ -31,9 +31,9 @@ def compare(a: Path, b: Path) -> None:
         b: Folder of another run.
     """
     stored.check(a, b)
-    from . import review, show
+    from . import comparison, show
 
-    show.comparison(review.compare(a, b))
+    show.comparison(comparison.runs(a, b))
 
 
 def verify(run: Path, images: int = 4, resources: Resources = Resources()) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.spec import differences, digest
 from ..core.vote import Vote
+from ..evaluate.certificate import SEEN
 from ..evaluate.metrics import margins
-from ..evaluate.protocol import Chunk, Standing, standings
-from . import stored
+from ..evaluate.protocol import Chunk, Data, Standing, standings
+from . import growth, stored
 from .files import saying
 
 SCHEMA = """
@@ -81,10 +82,11 @@ class Cost(NamedTuple):
 class Ledger:
     """An open ledger. It belongs to one run: opening it for another one is refused, and the difference shown."""
 
-    def __init__(self, path: Path, spec: dict | None = None):
+    def __init__(self, path: Path, spec: dict | None = None, data: Data | None = None):
         """Opens ``path``; with ``spec``, creates it where it is absent and checks that it is this run's.
 
-        Without it, a ledger in a folder that cannot be written is read as it is.
+        A run that grows, because the spec is of the same with further images of ``data``, is this run's too. Without a
+        spec, a ledger in a folder that cannot be written is read as it is.
         """
         self.path = path
         if spec is None and not path.exists():
@@ -104,24 +106,30 @@ class Ledger:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
                 self._db.executescript(SCHEMA)
-        if spec is not None and (kept := self._claimed(spec)) != json.loads(json.dumps(spec)):
-            lines = differences(kept, json.loads(json.dumps(spec)))
+        spec = json.loads(json.dumps(spec))
+        if spec is not None and (kept := self._claimed(spec, data)) != spec:
             self.close()
-            raise UserError(
-                f"{path.parent} holds another run; choose another folder or delete it. It differs in "
-                + "; ".join(lines[:5])
-                + (f"; and {len(lines) - 5} more." if len(lines) > 5 else ".")
-            )
+            raise growth.refusal(path.parent, kept, spec)
 
-    def _claimed(self, spec: dict) -> dict:
-        """The spec of the run that owns the ledger, from now on this one where none did; one process at a time."""
+    def _claimed(self, spec: dict, data: Data | None) -> dict:
+        """The spec of the run that owns the ledger, from now on this one where none did or that one grows to it.
+
+        One process at a time. Certificates that fewer images than they look at were there for are measured again.
+        """
         with self._saying():
             self._db.execute("BEGIN IMMEDIATE")
             with self._db:
-                if not self._db.execute("SELECT COUNT(*) FROM run").fetchone()[0]:
+                rows = self._db.execute("SELECT spec FROM run").fetchall()
+                kept = json.loads(rows[0][0]) if rows else None
+                if kept is None:
                     self._db.execute("INSERT INTO run VALUES (?, ?)", (digest(spec), json.dumps(spec)))
-                (stored,) = self._db.execute("SELECT spec FROM run").fetchone()
-            return json.loads(stored)
+                elif data is not None and growth.grows(kept, spec, data):
+                    self._db.execute("UPDATE run SET digest = ?, spec = ?", (digest(spec), json.dumps(spec)))
+                    if growth.images(kept) < SEEN:
+                        self._db.execute("DELETE FROM certificates")
+                else:
+                    return kept
+            return spec
 
     def _check_version(self) -> None:
         if not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:

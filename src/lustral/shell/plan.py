@@ -16,7 +16,7 @@ from ..evaluate import metrics, sizes, suites
 from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, Job, System, describe, pending, shuffled
 from ..training.batches import as_floats
-from . import build, folder, labels, names, results, runner, standard, stored, views, weights
+from . import build, folder, growth, labels, names, results, runner, standard, stored, views, weights
 from .device import OnDevice
 from .files import write_text
 from .images import data as datasets
@@ -200,10 +200,11 @@ def load(out: Path, resources: Resources) -> Plan:
         )
     except (TypeError, KeyError) as e:
         raise UserError(f"{out / 'run.json'} is of another version of Lustral or damaged ({e}).") from e
-    made = make(options, resources)
-    now = json.loads(json.dumps(describe(made.jobs, made.data, made.key)))
     with Ledger(out / "ledger.sqlite") as ledger:
         before = ledger.spec()
+    # The ledger says of how many images the run is: where it grew, a kill may have come before run.json's turn.
+    made = make(replace(options, images=growth.images(before)), resources)
+    now = json.loads(json.dumps(describe(made.jobs, made.data, made.key)))
     if lines := differences(_anywhere({part: before.get(part) for part in now}), _anywhere(now)):
         raise UserError(
             f"{out} was run with other options, data, networks or code than are here now; what differs is "

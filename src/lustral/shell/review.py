@@ -1,104 +1,22 @@
-"""For reviewers: compare two runs, run a handful of a run's images again, export a run."""
+"""For reviewers: run a handful of a run's images again, export a run."""
 
 import json
 import math
 import secrets
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..attacks.anatomy import summary
 from ..core.errors import UserError
 from ..core.spec import differences
-from ..evaluate import metrics, sizes
+from ..evaluate import sizes
 from ..evaluate.protocol import Data, Job, decided
 from . import build, folder, plan, runner
 from .files import replacing, write_text
 from .ledger import Ledger
 from .options import Resources
-
-
-def compare(a: Path, b: Path) -> list[dict]:
-    """Paired tests of every system of one run with every one of another, on the images and stages that both have.
-
-    Images must be the same, to the bit, and stages must have the same name and threat; ``unlike`` says in what else the
-    attacks differ. Attacks that images leave are not compared (their worst case is), nor are numbers that a red finding
-    withholds.
-    """
-    plans = [plan.load(place, Resources()) for place in (a, b)]
-    held = [folder.read(place)[0]["withheld"] for place in (a, b)]
-    common = _common_images(*(each.data for each in plans))
-    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
-    with Ledger(a / "ledger.sqlite") as first, Ledger(b / "ledger.sqlite") as second:
-        lines = [
-            line
-            for one in _comparable(plans[0].jobs, first, held[0])
-            for other in _comparable(plans[1].jobs, second, held[1])
-            if one.stage.name == other.stage.name and one.stage.bound == other.stage.bound
-            for line in _paired(one, other, first, second, common, names)
-        ]
-    if (suite := plans[0].options.suite) != (other := plans[1].options.suite):
-        for line in lines:
-            line["unlike"].append(f"suite {suite} and {other}")
-    if not lines:
-        raise UserError(f"{a} and {b} have no image in common under a stage of the same name and threat.")
-    return lines
-
-
-def _common_images(a: Data, b: Data) -> set[int]:
-    """Ids under which both runs have the same image and label."""
-    place = {image: row for row, image in enumerate(b.ids.tolist())}
-    pairs = [(row, place[image]) for row, image in enumerate(a.ids.tolist()) if image in place]
-    if a.x.shape[1:] != b.x.shape[1:]:
-        return set()
-    return {int(a.ids[i]) for i, j in pairs if torch.equal(a.x[i], b.x[j]) and a.y[i] == b.y[j]}
-
-
-def _comparable(jobs: list[Job], ledger: Ledger, held: dict) -> Iterator[Job]:
-    for job in jobs:
-        shown = job.system.name not in held or job.stage.name in folder.SHOWN
-        if shown and not job.stage.after and ledger.done(job.system.name, job.stage.name):
-            yield job
-
-
-def _paired(
-    one: Job, other: Job, first: Ledger, second: Ledger, images: set[int], names: tuple[str, str]
-) -> Iterator[dict]:
-    x, y = (
-        {
-            image: at.decisions
-            for image, at in ledger.standing(job.system.name, job.stage.name, job.system.defence.vote).items()
-        }
-        for job, ledger in ((one, first), (other, second))
-    )
-    ids = sorted(images & x.keys() & y.keys())
-    if not ids:
-        return
-    a, b = (torch.tensor([shares[image] for image in ids], dtype=torch.float64) for shares in (x, y))
-    yield {
-        "stage": one.stage.name,
-        "a": f"{names[0]}: {one.system.name}",
-        "b": f"{names[1]}: {other.system.name}",
-        "images": len(ids),
-        "accuracy_a": a.mean().item(),
-        "accuracy_b": b.mean().item(),
-        "difference": list(metrics.bootstrap(a - b)),
-        "p_flip": metrics.flipped(a - b),
-        "unlike": _unlike(one, other),
-        **metrics.mcnemar(a > 0.5, b > 0.5)._asdict(),
-    }
-
-
-def _unlike(one: Job, other: Job) -> list[str]:
-    """In what two attacks of the same name differ, to be said beside a comparison."""
-    attacks = one.stage.attack, other.stage.attack
-    if None in attacks:
-        return []
-    a, b = map(summary, attacks)
-    return [f"{name} {a[name]} and {b[name]}" for name in a if a[name] != b[name]]
 
 
 def verify(place: Path, images: int, resources: Resources) -> str:

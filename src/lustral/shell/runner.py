@@ -43,9 +43,9 @@ def shard(items: Sequence, part: str | None) -> Sequence:
 
 
 def open_ledger(jobs: Sequence[Job], data: Data, key: Key, folder: Path, facts: dict | None = None) -> Ledger:
-    """The ledger of a run, created or checked to be this run's."""
+    """The ledger of a run, created or checked to be this run's, which may go on with more images than it had."""
     spec = describe(jobs, data, key, torch=torch.__version__, lustral=lustral.__version__, **(facts or {}))
-    return Ledger(folder / "ledger.sqlite", spec)
+    return Ledger(folder / "ledger.sqlite", spec, data)
 
 
 def execute(
