@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11+ and nothing else; both set up .venv with pinned versions first.
+# `make demo` and `make test` need Python 3.11+ with venv; both first set up .venv with pinned versions, from the network.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -29,7 +29,13 @@ def train(trainings: Trainings, folder: Path) -> None:
     for name, (task, *options) in trainings.items():
         out = folder / f"{name}.safetensors"
         if not out.exists():
-            command("train", task, str(out), *(option.replace("FOLDER", str(folder)) for option in options))
+            command(
+                "train",
+                task,
+                str(out),
+                "--licence=Apache-2.0",
+                *(option.replace("FOLDER", str(folder)) for option in options),
+            )
 
 
 def summary(trainings: Trainings, folder: Path) -> Table:

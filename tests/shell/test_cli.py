@@ -284,6 +284,7 @@ def test_a_request_to_end_is_an_interruption(tmp_path):
 def test_finished_weights_are_not_trained_again(lustral, capfd):
     words = ["train", "classifier", "net.safetensors", "--recipe.steps=1", "--network.width=4", "--recipe.batch=4"]
     assert lustral(*words) == 0
+    assert json.loads(Path("net.json").read_text())["licence"] == "not stated", "it is its maker's to say"
     before = Path("net.safetensors").stat().st_mtime_ns
     assert lustral(*words) == 0
     assert "is finished already" in "".join(capfd.readouterr())
@@ -294,7 +295,8 @@ def test_weights_of_other_images_are_not_taken_for_finished(lustral, capfd):
     words = ["train", "classifier", "net.safetensors", "--data=d.npz", "--recipe.steps=1", "--network.width=4"]
     x, y = digits(8).x.numpy(), digits(8).y.numpy()
     np.savez("d.npz", x=x, y=y)
-    assert lustral(*words, "--recipe.batch=4") == 0
+    assert lustral(*words, "--recipe.batch=4", "--licence=CC-BY-4.0") == 0
+    assert json.loads(Path("net.json").read_text())["licence"] == "CC-BY-4.0"
     np.savez("d.npz", x=1 - x, y=y)
     assert lustral(*words, "--recipe.batch=4") == 2
     assert "holds the weights of another training" in capfd.readouterr().err

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from digits import EPS
-from lustral.shell import demo
-from lustral.shell.options import Search
+from lustral.shell import demo, runner
+from lustral.shell.options import Resources, Search
 
 
 @pytest.fixture
@@ -34,3 +34,14 @@ def test_the_demo_compares_four_systems_and_draws_two_curves(found):
     assert {row["system"] for row in found["rows"]} == {"undefended", "adp", "diffpure-sde", "diffpure-ddpm"}
     assert found["data"]["images"] == 2
     assert len(found["paired"]) == 6
+
+
+def test_the_demo_is_planned_for_minutes_and_its_networks_see_whole_looks():
+    jobs, _ = demo.plan(64, Resources())
+    assert sum(runner.work(job) * job.images for job in jobs) < 2.1e6  # network rows
+    for job in jobs:
+        attack, votes = job.stage.attack, job.system.defence.vote.draws
+        if job.system.defence.purifier is not None and job.stage.name in ("bpda", "exact", "fixed"):
+            rows = attack.gradient.eot * votes * job.images
+            assert rows % job.system.defence.classifier.size == 0
+            assert attack.select is None or attack.select.draws * votes <= attack.gradient.eot * votes

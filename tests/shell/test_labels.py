@@ -13,6 +13,7 @@ from digits import digits
 from lustral.core.errors import UserError
 from lustral.shell import labels, weights
 from lustral.shell.images import data
+from lustral.shell.images.classes import CLASSES
 from lustral.shell.images.splits import Labelled, Parts
 
 CIFAR = weights.card(weights.find("cifar10-resnet"))
@@ -91,7 +92,7 @@ def test_the_shipped_sets_fit_the_shipped_classifiers():
     for name in ("digits-cnn", "digits-trades"):
         assert agreed(data.parts("digits"), weights.card(weights.find(name)))[:3] == digits(3).y.tolist()
     for name in ("cifar10-resnet", "cifar10-trades", "cifar10-whitened"):
-        assert agreed(named(*data.readers.CLASSES["cifar10"]), weights.card(weights.find(name))) == list(range(10))
+        assert agreed(named(*CLASSES["cifar10"]), weights.card(weights.find(name))) == list(range(10))
 
 
 def threes_and_sevens(name: str = "set") -> None:

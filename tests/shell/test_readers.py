@@ -11,6 +11,7 @@ import torch
 
 from lustral.core.errors import UserError
 from lustral.shell.images import data, unpickle
+from lustral.shell.images.classes import CLASSES
 from published import (
     COLOUR,
     FORMATS,
@@ -59,6 +60,10 @@ def test_sets_are_found_by_name(tmp_path, monkeypatch):
     called = {name: data.parts(name).classes for name in ("cifar10", "mnist", "fashion-mnist")}
     assert (called["cifar10"][3], called["mnist"][7], called["fashion-mnist"][9]) == ("cat", "7", "ankle boot")
     assert data.parts(str(tmp_path / "mnist")).classes == (), "which may be Fashion-MNIST's"
+    fine = CLASSES["cifar100"]
+    assert len(fine) == 100
+    assert list(fine) == sorted(fine)  # as published
+    assert (fine[0], fine[1], fine[39], fine[99]) == ("apple", "aquarium fish", "keyboard", "worm")
     with pytest.raises(UserError, match="middle of an image"):
         data.load("cifar100")
     monkeypatch.setenv("LUSTRAL_DATA", str(tmp_path / "none"))

@@ -28,7 +28,8 @@ class Card:
     """Channels, height, width."""
     command: str
     """The command that trained it."""
-    licence: str = "Apache-2.0"
+    licence: str = "not stated"
+    """Whoever trained the weights says it."""
     sha256: str = ""
     """Of the safetensors file."""
     parameters: int = 0

@@ -30,8 +30,10 @@ from .options import (
 from .parser import Parser, spelt
 
 
-def demo(out: Path = Path("lustral-demo"), images: int = 64, seed: int = 0, resources: Resources = Resources()) -> None:
-    """Evaluate undefended, ADP and DiffPure on handwritten digits: about five minutes, ending in a report.
+def demo(
+    out: Path = Path("lustral-demo"), images: int = 64, seed: int = 0, resources: Resources = Resources(batch=64)
+) -> None:
+    """Evaluate undefended, ADP and DiffPure on handwritten digits: a few minutes, ending in a report.
 
     Args:
         out: Folder for the ledger, results.json and report.html; an interrupted demo goes on there.
@@ -226,7 +228,7 @@ def tune(
 
 
 def check_controls(images: int = 24, resources: Resources = Resources()) -> None:
-    """Put masked gradients and broken attacks through the protocol, and say whether it catches them: ten seconds.
+    """Put masked gradients and broken attacks through the protocol, and say whether it catches them.
 
     Args:
         images: Test digits.

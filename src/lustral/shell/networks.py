@@ -35,6 +35,7 @@ def train(
     recipe: Recipe = Recipe(),
     check_every: int = 0,
     threads: int | None = None,
+    licence: str | None = None,
 ) -> None:
     """Train a network, and write safetensors with a card, a log and pictures. Resumes where it stopped.
 
@@ -53,6 +54,7 @@ def train(
         recipe: How to train.
         check_every: Steps between measurements of the averaged network (-checks.csv); 0: none on the way.
         threads: CPU threads; default: all, and with torchrun one for each process.
+        licence: Under which the weights are yours to give, for their card, like CC-BY-4.0; default: not stated.
     """
     names.images.check(data)
     names.networks(network.start, adversary.guide if task in ("addt", "adbm") else None)
@@ -62,7 +64,7 @@ def train(
     memory.keep()
     build.prepare(Resources(threads=threads))
     asked = tasks.Asked(task, network, noise, standard.adversary(adversary, data), smoothing, recipe.seed)
-    made = fit.run(asked, out, fit.Choice(data, split, extra), recipe, check_every)
+    made = fit.run(asked, out, fit.Choice(data, split, extra), recipe, check_every, licence)
     if made is not None:
         show.card(made)
         show.done(out)

@@ -13,6 +13,7 @@ from ...evaluate.protocol import Data
 from ...training.batches import as_floats
 from ..files import cache, saying
 from . import imagefolder, names, readers
+from .classes import DIGITS
 from .splits import SPLITS, Labelled, Parts
 
 DIGITS_TRAIN, DIGITS_VALIDATION = 1200, 200
@@ -100,7 +101,7 @@ def _digits() -> Parts:
     x = torch.tensor(raw.images / 16, dtype=torch.float32)[:, None]
     halves = {"train": slice(DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None)}
     own = {split: Labelled(y[rows], lambda rows=rows: x[rows], ids[rows]) for split, rows in halves.items()}
-    return Parts(own, DIGITS_VALIDATION, readers.DIGITS)
+    return Parts(own, DIGITS_VALIDATION, DIGITS)
 
 
 def _npz(path: Path) -> Parts:

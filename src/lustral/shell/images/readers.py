@@ -17,6 +17,7 @@ import torch
 from ...core.errors import UserError
 from ..files import saying
 from . import unpickle
+from .classes import CLASSES
 from .splits import Labelled, Parts
 
 SIDE = 32
@@ -43,15 +44,6 @@ FORMS: dict[str, list[tuple[tuple[str, ...], Callable[[Files, str], Parts]]]] = 
     ],
     "mnist": [(IDX, lambda files, name: _idx_set(files, name))],
     "fashion-mnist": [(IDX, lambda files, name: _idx_set(files, name))],
-}
-DIGITS = tuple(map(str, range(10)))
-CLASSES = {
-    "mnist": DIGITS,
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "fashion-mnist": (
-        *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
-        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
-    ),
 }
 # What `lustral data` fetched and checked comes first.
 HOMES = {

@@ -85,7 +85,9 @@ class Checks:
         return [{"step": now.step} | {name.removeprefix("test_"): value for name, value in found.items()}]
 
 
-def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: int = 0) -> weights.Card | None:
+def run(
+    asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: int = 0, licence: str | None = None
+) -> weights.Card | None:
     """Trains what was asked for and writes ``out``; returns its card, or None in a process that is not the first.
 
     An interrupted run goes on where it stopped, also with another number of processes. If ``check_every`` is not 0,
@@ -123,6 +125,7 @@ def run(asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: in
         image=list(train_set.x.shape[1:]),
         command=command(),
         classes=list(parts.classes) if task.kind == "classifier" else [],
+        licence=licence or weights.Card.licence,
         measured=task.measure(task.model, test),
         recipe=told,
         versions=versions(),
