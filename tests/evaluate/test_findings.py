@@ -9,6 +9,7 @@ import torch
 from lustral.evaluate.findings import CHECKS, Evidence, Finding, findings, withheld
 from lustral.evaluate.findings.base import Seen
 from lustral.evaluate.findings.consequences import CONSEQUENCES
+from lustral.evaluate.witness import Probe
 
 N = 40
 
@@ -66,6 +67,20 @@ def test_what_was_not_measured_is_not_judged(name):
         ("finite-difference", {"finite_difference": 1e-9}, "green"),
         ("finite-difference", {"finite_difference": 5e-3}, "amber"),
         ("finite-difference", {"finite_difference": float("inf")}, "red"),
+        ("finite-difference", {"finite_difference": 1e-9, "deployed": [(1.0, 1.0)] * 12}, "green"),
+        ("finite-difference", {"finite_difference": 1e-9, "deployed": [(1.0, -1.0)] * 12}, "red"),
+        ("finite-difference", {"finite_difference": 0.9, "deployed": [(1.0, 1.1)] * 12}, "amber"),
+        ("finite-difference", {"finite_difference": None, "deployed": [(1.0, 1.0)] * 12}, "green"),
+        ("finite-difference", {"finite_difference": None, "deployed": [(1.0, 0.0)] * 12}, "red"),
+        ("finite-difference", {"finite_difference": None, "deployed": [(1.0, 1.0)] * 9 + [(1.0, 3.0)] * 3}, "amber"),
+        ("path-integral", {"ways": [(-9.9, -10.0, 0.3), (-4.0, -4.1, 0.3)]}, "green"),
+        ("path-integral", {"ways": [(-6.0, -10.0, 0.1), (-3.0, -4.1, 0.1)]}, "amber"),
+        ("path-integral", {"ways": [(-0.1, -10.0, 0.1), (0.2, -4.1, 0.1)]}, "red"),
+        ("path-integral", {"ways": [(-60.0, -10.0, 30.0)]}, "green"),
+        ("path-integral", {"ways": [(float("nan"), -10.0, 0.1)]}, "red"),
+        ("asked-alike", {"places": 0.5}, "green"),
+        ("asked-alike", {"places": 0.005}, "amber"),
+        ("asked-alike", {"places": 0.0002}, "red"),
         ("noise-addresses", {"replays_addresses": True}, "green"),
         ("noise-addresses", {"replays_addresses": False}, "red"),
         ("gradient-profile", {"norms": [(1, 1.0), (9, 0.1)]}, "green"),
@@ -103,6 +118,42 @@ def test_what_was_not_measured_is_not_judged(name):
 )
 def test_certificates_are_judged_by_their_bars(name, certificate, expected):
     assert level(name, certificate) == expected
+
+
+def probes(kind: str, *numbers: tuple[float, ...], stage: str = "exact") -> dict[str, list[Probe]]:
+    return {stage: [Probe(image, kind, 1, *pair) for image, pair in enumerate(numbers)]}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (probes("step", *[(2.0, 2.1)] * 12), "green"),
+        (probes("step", *[(2.0, 2.1)] * 8, *[(2.0, 9.0)] * 3), "amber"),
+        (probes("step", *[(2.0, 2.1)] * 4, *[(2.0, -2.0)] * 8), "red"),
+        (probes("step", *[(2.0, 2.1)] * 30) | probes("step", *[(2.0, 0.0)] * 3, stage="unbounded"), "red"),
+        (probes("step", *[(2.0, 2.1)] * 30) | probes("step", (2.0, 0.0), stage="unbounded"), "amber"),
+        (probes("step", *[(0.0, 1.0)] * 12), "red"),
+        (probes("step", *[(2.0, float("nan"))] * 12), "red"),
+        (probes("step", (0.0, 0.0)), None),
+    ],
+)
+def test_a_gradient_must_predict_what_steps_do(found, expected):
+    assert level("followed-gradient", probes=found) == expected
+    capped = level("followed-gradient", probes=found, probabilities=True)
+    assert capped == ("amber" if expected == "red" else expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [("asked-alike", "asked", {0.0: "green", 1e-3: "amber", 0.5: "red", float("nan"): "red"})]
+    + [("replayable", "later", {0.0: "green", 1e-6: "amber", 0.5: "red", float("nan"): "red"})],
+)
+def test_one_question_has_one_answer(name, kind, expected):
+    assert {off: level(name, probes=probes(kind, (0.0, 0.0), (0.0, off))) for off in expected} == expected
+
+
+def test_a_way_to_a_candidate_counts_like_one_of_the_certificate():
+    assert level("path-integral", {"ways": [(-10.0, -10.0, 0.1)]}, probes=probes("path", (0.0, -9.0, 0.1))) == "red"
 
 
 def test_noise_that_was_declared_absent_is_an_alarm():

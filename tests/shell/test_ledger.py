@@ -1,3 +1,4 @@
+import math
 import os
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ from lustral.core.vote import Single
 from lustral.defence import Defence
 from lustral.evaluate.metrics import margins
 from lustral.evaluate.protocol import Chunk, Job, Stage, System
+from lustral.evaluate.witness import Probe
 from lustral.shell.ledger import Ledger
 
 SPEC = {"key": {"seed": 0}, "jobs": [{"stage": "clean", "images": 6}]}
@@ -34,7 +36,8 @@ def chunk(ids: list[int], system: str = "s", stage: str = "clean", seconds: floa
     history = rng.fold("looks").uniform(torch.empty(n, 4))
     history[:, 2:] = torch.where(torch.tensor(ids)[:, None] % 2 == 0, history[:, 2:], torch.nan)
     outcome = Outcome(x, loss, loss / 2, history, history / 2)
-    return Chunk(job, images, y, x, distance, distance_8bit, repaired, outcome, logits, seconds, 10, 4)
+    probes = tuple(Probe(i, kind, 1, 1.5, i / 3) for i in ids for kind in ("step", "later"))
+    return Chunk(job, images, y, x, distance, distance_8bit, repaired, outcome, logits, seconds, 10, 4, probes)
 
 
 def read_everything(place: Path) -> None:
@@ -63,6 +66,37 @@ def test_what_is_written_is_read_back_to_the_bit_in_the_order_of_ids(ledger):
     for name in ("ids", "y", "logits", "repaired", "x"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert torch.equal(found.distance.float(), expected.distance)
+
+
+def test_what_a_witness_saw_is_kept_read_and_merged_and_no_part_of_the_digest(tmp_path):
+    written = chunk([4, 1])._replace(
+        probes=(Probe(4, "path", 0, float("nan"), 2.0, 0.5), Probe(1, "step", 8, 1.0, 2.0))
+    )
+    digests = set()
+    with Ledger(tmp_path / "a" / "ledger.sqlite", SPEC) as one, Ledger(tmp_path / "b" / "ledger.sqlite", SPEC) as other:
+        other.write(written)
+        one.take(other)
+        first, second = one.probes("s")["clean"]
+        digests.add(one.digest())
+    assert first == Probe(1, "step", 8, 1.0, 2.0)
+    assert (second[:3], second.measured, second.error, math.isnan(second.predicted)) == ((4, "path", 0), 2.0, 0.5, True)
+    with Ledger(tmp_path / "c" / "ledger.sqlite", SPEC) as bare:
+        bare.write(written._replace(probes=()))
+        digests.add(bare.digest())
+    assert len(digests) == 1
+
+
+def test_a_ledger_from_before_there_were_witnesses_is_read_and_merged(ledger, place, tmp_path, monkeypatch):
+    ledger.write(chunk([4, 1]))
+    ledger.close()
+    with sqlite3.connect(place) as database:
+        database.execute("DROP TABLE probes")
+        database.execute("PRAGMA journal_mode=DELETE")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder that cannot be written
+    with Ledger(place) as old, Ledger(tmp_path / "new" / "ledger.sqlite", SPEC) as new:
+        assert old.probes("s") == {}
+        new.take(old)
+        assert new.digest() == old.digest()
 
 
 def test_values_that_are_no_numbers_are_read_back(ledger):

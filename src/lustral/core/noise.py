@@ -113,6 +113,10 @@ class Rng:
         inner = torch.arange(draws).repeat(len(self))
         return Rng(self.key, self.ids.repeat_interleave(draws), self.draws.repeat_interleave(draws) * draws + inner)
 
+    def again(self, times: int) -> "Rng":
+        """Every row ``times`` times in a run, with the very same noise."""
+        return Rng(self.key, self.ids.repeat_interleave(times), self.draws.repeat_interleave(times))
+
     def at(self, key: Key) -> "Rng":
         """The same samples at another key, each at its first draw."""
         return key.rng(self.ids)
@@ -170,6 +174,9 @@ class Mixed:
 
     def repeat(self, draws: int) -> "Mixed":
         return Mixed(self.fresh.repeat(draws), self.known.repeat(draws), self.part)
+
+    def again(self, times: int) -> "Mixed":
+        return Mixed(self.fresh.again(times), self.known.again(times), self.part)
 
     def at(self, key: Key) -> Rng:
         return self.fresh.at(key)

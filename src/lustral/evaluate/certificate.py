@@ -21,9 +21,12 @@ from ..core.noise import Key, Rng, audit, veiled
 from ..core.purifier import Purifier
 from ..core.threat import L1, Linf, Threat
 from ..defence import Defence
+from . import metrics
 from .binarise import binarise
+from .deployed import differences, places, ways
 from .protocol import Data, System
 from .suites import widest
+from .witness import Later
 
 TWINS, BINARISED, GRADIENTS = 32, 8, 32
 SEEN = 64
@@ -39,21 +42,26 @@ def certify(system: System, data: Data, threat: Threat, key: Key, *, eot: int = 
     ``eot`` is the number of purifications that the attacks average; ``thorough`` adds the binarisation test.
     """
     few, defence = data[:IMAGES], system.defence
-    key = key.fold(system.name, "certificate")
+    run, key = key, key.fold(system.name, "certificate")
     found: dict = {"images": len(few.ids)}
+    later = Later(defence, few.x, key.rng(few.ids).fold("later"))
     found |= noise_facts(defence, few, threat, key)
     found |= gradient_facts(defence, few, threat, key)
     found |= zero_facts(defence, data[:GRADIENTS], key)
+    found["deployed"] = differences(system, few, threat, key)
+    found["ways"] = ways(system, few, key)
     if defence.purifier is not None:
         found |= replay_facts(defence.purifier, few.x, key.rng(few.ids).fold("replay"))
         found |= purification_facts(defence, data, key)
     if system.random:
         found["agreement"] = agreement(defence, few, key, 2 * eot)
+        found["places"] = places(system, few, run)
     found |= undefended_facts(defence, data[:TWINS], threat, key)
     if thorough:
         attack = APGD(threat, exact(), margin, 20, select=Selection() if system.random else None)
         test = binarise(system, data[:BINARISED], threat, attack, RandomSign(threat, 21), key.fold("binarise"))
         found["binarisation"] = test._asdict()
+    found["replays"] &= not any(probe.measured for probe in later.again())
     return found
 
 
@@ -85,12 +93,11 @@ def noise_facts(defence: Defence, data: Data, threat: Threat, key: Key) -> dict:
         turned = defence.logits(data.x[back], rng[back])[back]
         alone = torch.cat([defence.logits(data.x[i : i + 1], rng[i : i + 1]) for i in range(len(data.ids))])
     scale = first.abs().amax().clamp_min(1e-12)
-    sums = first.sum(dim=1)
     return {
         "replays": bool(torch.equal(first, again)),
         "random": draws_noise(defence, data, threat),
         "neighbours": float(torch.maximum((turned - first).abs(), (alone - first).abs()).max() / scale),
-        "probabilities": bool(first.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)),
+        "probabilities": metrics.probabilities(first),
         "finite": bool(torch.isfinite(first).all()),
     }
 
@@ -159,12 +166,11 @@ def roughness(defence: Defence, data: Data, threat: Threat, rng: Rng) -> float:
     x, y = data.x.repeat_interleave(n, dim=0), data.y.repeat_interleave(n)
     rows = rng.repeat(n)
     sign = rows.fold("direction").sign(x)
-    same = Rng(rng.key, rng.ids.repeat_interleave(n), rng.draws.repeat_interleave(n))
     pixels = x[0].numel()
     size = threat.eps / (1 if isinstance(threat, Linf) else pixels if isinstance(threat, L1) else pixels**0.5)
     with torch.no_grad():
         before = margin(defence.logits(data.x, rng), data.y).repeat_interleave(n)
-        after = margin(defence.logits((x + size * sign).clamp(0, 1), same), y)
+        after = margin(defence.logits((x + size * sign).clamp(0, 1), rng.again(n)), y)
     return float(((after - before).abs() / before.abs().clamp_min(1e-6)).mean())
 
 

@@ -42,6 +42,12 @@ def right(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(dim=-1) == y[:, None]) & ~logits.isnan().any(dim=-1)
 
 
+def probabilities(logits: Tensor) -> bool:
+    """Whether logits [..., classes] look like probabilities."""
+    sums = logits.sum(dim=-1)
+    return bool(logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4))
+
+
 def average(right: Tensor) -> Estimate:
     """The chance that one draw is right: the risk of one submission."""
     return wilson(right.double().mean().item(), len(right))

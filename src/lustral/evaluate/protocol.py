@@ -27,6 +27,7 @@ from ..defence import Defence
 from ..denoisers.base import Meter
 from . import metrics
 from .judge import judge, verify
+from .witness import Later, Probe, Witness, paths
 
 KNOWLEDGE = ("fresh", "known", "init", "step")
 
@@ -118,7 +119,10 @@ class Job:
 
 
 class Chunk(NamedTuple):
-    """Results for some images of a job. ``seconds``, ``forward`` and ``backward`` are totals and not reproducible."""
+    """Results for some images of a job, and what a witness measured of a few of them.
+
+    ``seconds``, ``forward`` and ``backward`` are totals and not reproducible.
+    """
 
     job: Job
     ids: Tensor
@@ -132,6 +136,7 @@ class Chunk(NamedTuple):
     seconds: float
     forward: int
     backward: int
+    probes: tuple[Probe, ...] = ()
 
 
 class Standing(NamedTuple):
@@ -291,23 +296,30 @@ class Memory:
 
 @differentiable
 def run(task: Task, key: Key) -> Chunk:
-    """Attacks, verifies and judges one batch of images."""
+    """Attacks, verifies and judges one batch of images, under a witness."""
     job, data, start = task
     check.labels(data.y, len(data.ids))
     started, count = time.perf_counter(), (job.system.meter or Meter()).here
     before = count.forward, count.backward
     place = key.fold(job.system.name, job.stage.name)
     defence, stage = job.system.defence, job.stage
-    known = None if stage.knowledge == "fresh" else KnownNoise(defence, place.fold("known"), stage.part)
+    watched = Witness(defence, stage.bound)
+    known = None if stage.knowledge == "fresh" else KnownNoise(watched, place.fold("known"), stage.part)
+    noise = known.noise if known else lambda rows: rows
+    later = Later(defence, data.x, noise(place.fold("later").rng(data.ids[:1])))
     found = nothing(start)
     if stage.attack is not None:
-        found = stage.attack.run(known or defence, start, data.y, place.fold("attack").rng(data.ids))
+        found = stage.attack.run(known or watched, start, data.y, place.fold("attack").rng(data.ids))
+    probes = watched.probes()
     checked = verify(found.x, data.x, stage.bound)
-    noise = known.noise if known else lambda rows: rows
     logits = judge(defence, checked.x, place.fold("judge").rng(data.ids), job.draws, noise)
     check.labels(data.y, len(data.ids), logits.shape[-1])
+    if some := watched.routes:
+        ways = data.x[:some], checked.x[:some], data.y[:some]
+        probes += paths(defence, *ways, noise(place.fold("path").rng(data.ids[:some])))
+    probes += later.again()
     spent = time.perf_counter() - started, count.forward - before[0], count.backward - before[1]
-    return Chunk(job, data.ids, data.y, *checked, found, logits, *spent)
+    return Chunk(job, data.ids, data.y, *checked, found, logits, *spent, tuple(probes))
 
 
 def nothing(x: Tensor) -> Outcome:

@@ -20,6 +20,7 @@ from ..core.vote import Vote
 from ..evaluate.certificate import SEEN
 from ..evaluate.metrics import margins
 from ..evaluate.protocol import Chunk, Data, Standing, standings
+from ..evaluate.witness import Probe
 from . import growth, stored
 from .files import saying
 
@@ -34,6 +35,9 @@ CREATE TABLE IF NOT EXISTS draws (
     PRIMARY KEY (system, stage, image, draw)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS costs (
     system TEXT, stage TEXT, images INTEGER, seconds REAL, forward INTEGER, backward INTEGER);
+CREATE TABLE IF NOT EXISTS probes (
+    system TEXT, stage TEXT, image INTEGER, kind TEXT, look INTEGER, predicted REAL, measured REAL, error REAL,
+    PRIMARY KEY (system, stage, image, kind, look)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS certificates (system TEXT PRIMARY KEY, body TEXT NOT NULL);
 """
 VERSION = 2  # of the tables, in SQLite's user_version
@@ -216,6 +220,8 @@ class Ledger:
             self._db.executemany(f"INSERT INTO candidates VALUES ({_marks(14)})", candidates)
             self._db.executemany("INSERT INTO draws VALUES (?,?,?,?,?,?,?)", draws)
             self._db.execute("INSERT INTO costs VALUES (?,?,?,?,?,?)", cost)
+            probes = [(system, stage, *probe) for probe in chunk.probes]
+            self._db.executemany(f"INSERT OR IGNORE INTO probes VALUES ({_marks(8)})", probes)
 
     def standing(self, system: str, stage: str, vote: Vote) -> dict[int, Standing]:
         """How every image stands with the judge."""
@@ -244,6 +250,21 @@ class Ledger:
         """What ``certify`` stored."""
         rows = self._rows("SELECT body FROM certificates WHERE system = ?", system)
         return json.loads(rows[0][0]) if rows else None
+
+    def _has_probes(self) -> bool:
+        return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = 'probes'"))
+
+    def probes(self, system: str) -> dict[str, list[Probe]]:
+        """What the witness measured, by stage; nothing in a ledger from before there was one."""
+        if not self._has_probes():
+            return {}
+        found: dict[str, list[Probe]] = {}
+        columns = "stage, image, kind, look, predicted, measured, error"
+        for stage, image, kind, look, *numbers in self._rows(
+            f"SELECT {columns} FROM probes WHERE system = ? ORDER BY stage, image, kind, look", system
+        ):
+            found.setdefault(stage, []).append(Probe(image, kind, look, *_floats(numbers).tolist()))
+        return found
 
     def outcomes(self, system: str, stage: str) -> Outcomes:
         """Everything stored about one (system, stage)."""
@@ -279,7 +300,7 @@ class Ledger:
             with self._saying(), self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.execute(NEW_COSTS)
-                for table in (*RESULTS, "certificates"):
+                for table in (*RESULTS, "certificates", *(["probes"] if other._has_probes() else [])):
                     self._db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table}")
         finally:
             self._db.execute("DETACH DATABASE other")

@@ -277,6 +277,8 @@ def evidence(run: Run, name: str) -> Evidence:
         certificate=run.ledger.certificate(name) or {},
         stages={stage: seen(run.outcomes(job), job) for stage, job in stages.items()},
         cascade=cascade_of(worst) if worst else (),
+        probes=run.ledger.probes(name),
+        probabilities=any(metrics.probabilities(run.outcomes(job).logits) for job in stages.values()),
     )
 
 

@@ -1,10 +1,17 @@
 """Findings: what an evaluation says of its own soundness. One function per check; each has a page in docs/findings."""
 
-from . import gradient, hygiene, optimisation, ordering, randomness
+from . import gradient, hygiene, optimisation, ordering, randomness, witnessed
 from .base import Evidence, Finding
 from .consequences import CONSEQUENCES
 
-CHECKS = {**gradient.CHECKS, **randomness.CHECKS, **optimisation.CHECKS, **ordering.CHECKS, **hygiene.CHECKS}
+CHECKS = {
+    **gradient.CHECKS,
+    **witnessed.CHECKS,
+    **randomness.CHECKS,
+    **optimisation.CHECKS,
+    **ordering.CHECKS,
+    **hygiene.CHECKS,
+}
 
 
 def findings(evidence: Evidence) -> list[Finding]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import bootstrap, sign_flip
+from ..witness import Probe
 
 
 class Finding(NamedTuple):
@@ -49,7 +50,10 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """All about one system: what it is, its certificate, its stages, and the draws that its gradients average."""
+    """All about one system: what it is, its certificate, its stages, and the draws that its gradients average.
+
+    ``probes`` are the witness's, by stage; ``probabilities``: its outputs look like them.
+    """
 
     eps: float
     classes: int
@@ -59,6 +63,8 @@ class Evidence:
     certificate: dict = field(default_factory=dict)
     stages: dict[str, Seen] = field(default_factory=dict)
     cascade: tuple[str, ...] = ()
+    probes: dict[str, list[Probe]] = field(default_factory=dict)
+    probabilities: bool = False
 
     def main(self) -> str | None:
         """The strongest white-box stage that all its images faced."""

@@ -2,7 +2,9 @@
 
 from math import inf
 
+from ..metrics import wilson
 from .base import Evidence, Finding, bar, measured, must
+from .witnessed import capped, predicts
 
 
 def gradient_exists(e: Evidence) -> Finding | None:
@@ -28,8 +30,22 @@ def autograd_match(e: Evidence) -> Finding | None:
 
 
 def finite_difference(e: Evidence) -> Finding | None:
-    """5: a difference quotient over the whole chain, noise frozen, in float64."""
-    return measured(e, "finite_difference", 1e-3, 1e-2, "Relative difference to finite differences: {:.1e}.")
+    """5: difference quotients over the whole chain, noise frozen: in float64, and in what is deployed."""
+    exact, pairs = e.certificate.get("finite_difference"), e.certificate.get("deployed")
+    inside = bar(exact, 1e-3, 1e-2, f"Relative difference to finite differences: {exact or 0:.1e}.")
+    held = predicts(tuple(pair) for pair in pairs or ())
+    if not held:
+        return inside
+    share = sum(held) / len(held)
+    level = capped(e, "green" if share >= 0.9 else "red" if wilson(share, len(held)).high < 0.75 else "amber")
+    text = f"As deployed, the gradient predicts the change along it at {sum(held)} of {len(held)} places."
+    if inside is None:
+        return Finding(level, share, f"{text} No copy in float64 could be made.")
+    if inside.level == "red" and level == "green":
+        level = "amber"  # a copy that computes in float32 all the same has quotients of rounding
+    elif level != "red" and inside.level != "green":
+        level = inside.level
+    return Finding(level, exact, f"{inside.text} {text}")
 
 
 def noise_addresses(e: Evidence) -> Finding | None:

@@ -2,13 +2,23 @@
 
 from math import inf
 
+import numpy as np
+
 from .. import metrics
-from .base import RED, Evidence, Finding, bar, difference, must, points
+from .base import RED, Evidence, Finding, bar, difference, points
 
 
 def replayable(e: Evidence) -> Finding | None:
-    """10: the same seed gives the same logits."""
-    return must(e, "replays", "The same seed gives the same logits.", "The same seed gives other logits.")
+    """10: the same seed gives the same logits, at once and after a search."""
+    later = [probe.measured for probes in e.probes.values() for probe in probes if probe.kind == "later"]
+    if not later and "replays" not in e.certificate:
+        return None
+    if not e.certificate.get("replays", True):
+        return Finding("red", 1.0, "The same seed gives other logits.")
+    most = float(np.max(later)) if later else 0.0  # not a number, if one of them is none
+    level = "green" if most == 0 else "amber" if most <= 1e-5 else "red"
+    text = f"The same seed gives the same logits; asked again after {len(later)} searches they differ by {most:.1e}."
+    return Finding(level, most, text)
 
 
 def declared_random(e: Evidence) -> Finding | None:

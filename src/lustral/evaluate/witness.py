@@ -1,0 +1,186 @@
+"""A witness of what runs: does the gradient that a search follows say how the system changes, where the search is?
+
+Certificates look at a system before any attack. A witness stands between a search and its victim, and at a few looks
+takes a few of the search's own images, with the noise, the precision and the callable that it has there: what the
+gradient predicts along the search's next step is compared with what the system then does. Noise is addressed, so it
+changes nothing: neither the search, nor the ledger's digest, nor what is counted.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..attacks.gradients import Victim, exact
+from ..attacks.losses import margin
+from ..core.adjoint import Adjoint, Checkpointed, Direct
+from ..core.networks import aside
+from ..core.noise import Key, Mixed, Rng
+from ..core.threat import L1, L2, Linf, Threat
+from ..defence import Defence
+from .judge import judge
+
+SHARE = 8  # of a look's rows every eighth is tried, at least one
+LENGTHS = (1 / 16, 1 / 64)  # of eps: steps that are tried
+TWINS = 4  # rows in which the judge is asked a search's question
+POINTS = 16  # of a path, one in each part of it
+ROWS, MOST = 512, 4  # a search's gradients for every path that is followed, and paths
+
+
+class Probe(NamedTuple):
+    """What a gradient predicts and what was measured, at one image.
+
+    ``kind`` is ``step`` (the change along a step of the search), ``path`` (that of the margin from the clean image to
+    the candidate; ``error`` is the standard error of the prediction), ``asked`` (the difference between the logits that
+    search and judge get for one question, beside their size) or ``later`` (that between two answers of the judge,
+    before and after the search). ``look`` counts the looks along a gradient.
+    """
+
+    image: int
+    kind: str
+    look: int
+    predicted: float
+    measured: float
+    error: float = 0.0
+
+
+class Asked(NamedTuple):
+    """A question of a search to try: images [n], their noise, and what the backward pass brought."""
+
+    look: int
+    x: Tensor
+    rng: Rng | Mixed
+    found: dict[str, Tensor]
+
+    def keep(self, name: str, grad: Tensor | None, rows: Tensor) -> None:
+        """Keeps the rows of a gradient, where there is one."""
+        if grad is not None:
+            self.found[name] = grad[rows]
+
+
+class Witness:
+    """A defence as a search sees it, watched at the 1st, 2nd, 4th, 8th, … look along a gradient said to be exact."""
+
+    def __init__(self, defence: Defence, threat: Threat | None, share: int = SHARE):
+        self.defence, self.label, self.share = defence, defence.label, share
+        self.looks, self.rows = 0, 0
+        self.threat = threat if isinstance(threat, Linf | L2 | L1) else Linf(0.1)
+        self._open: list[Asked] = []
+        self._probes: list[Probe] = []
+
+    def logits(self, x: Tensor, rng: Rng | Mixed, adjoint: Adjoint | None = None) -> Tensor:
+        self._settle()
+        if not (torch.is_grad_enabled() and x.requires_grad and exactly(adjoint or self.defence.adjoint)):
+            return self.defence.logits(x, rng, adjoint)
+        self.looks, self.rows = self.looks + 1, self.rows + len(x)
+        if self.looks & (self.looks - 1):
+            return self.defence.logits(x, rng, adjoint)
+        rows = some(rng.ids, max(1, len(x) // self.share), self.looks).to(x.device)
+        asked = Asked(self.looks, x.detach()[rows], rng[rows], {})
+        x = x.view_as(x)
+        x.register_hook(lambda grad: asked.keep("grad", grad, rows))
+        out = self.defence.logits(x, rng, adjoint)
+        asked.found["logits"] = out.detach()[rows]
+        if out.requires_grad:
+            out.register_hook(lambda grad: asked.keep("weights", grad, rows))
+        self._open.append(asked)
+        return out
+
+    @property
+    def routes(self) -> int:
+        """How many paths to candidates are worth following after as many gradients."""
+        return min(MOST, self.rows // ROWS)
+
+    def probes(self) -> list[Probe]:
+        """All that was measured."""
+        self._settle()
+        return self._probes
+
+    def _settle(self) -> None:
+        """Measures what the backward passes since the last call have left."""
+        todo, self._open = self._open, []
+        for asked in todo:
+            if "weights" in asked.found:
+                with aside():
+                    self._probes += self._steps(asked) + (self._twins(asked) if asked.look == 1 else [])
+
+    def _steps(self, asked: Asked) -> list[Probe]:
+        """Σ weights·(logits(x⁺) − logits(x⁻)) against ⟨gradient, x⁺ − x⁻⟩, at the best of several lengths of step."""
+        weights, x = asked.found["weights"], asked.x
+        grad = asked.found.get("grad", torch.zeros_like(x))
+        signs = Key(0).fold("signs").rng(asked.rng.ids).sign(x)  # where nothing leads anywhere, nothing may change
+        along = torch.where((grad == 0).flatten(1).all(dim=1).view(-1, 1, 1, 1), signs, grad)
+        steps = [sign * length * self.threat.eps for length in LENGTHS for sign in (1, -1)]
+        ends = torch.stack(
+            [self.threat.ascend(x, step * along / abs(step), abs(step)).clamp(0, 1) for step in steps], 1
+        )
+        logits = self.defence.logits(ends.flatten(0, 1), asked.rng.again(len(steps))).unflatten(0, (len(x), -1))
+        moved, changed = (part[:, ::2] - part[:, 1::2] for part in (ends, logits))  # [n, lengths, …]
+        predicted = (moved * grad[:, None]).double().flatten(2).sum(dim=2)
+        measured = (changed * weights[:, None]).double().sum(dim=2)
+        both = torch.stack([predicted, measured], dim=-1)
+        off = (measured / predicted - 1).abs().nan_to_num(nan=torch.inf)
+        best = both[torch.arange(len(x)), off.argmin(dim=1)]
+        return [
+            Probe(image, "step", asked.look, *pair)
+            for image, pair in zip(asked.rng.ids.tolist(), best.tolist(), strict=True)
+        ]
+
+    def _twins(self, asked: Asked) -> list[Probe]:
+        """The judge, asked what the search asked of the first row: in a batch of its own, without gradients."""
+        votes = self.defence.vote
+        draws = judge(self.defence, asked.x[:1], asked.rng[:1], TWINS * votes.draws)[0]
+        merged = votes.merge(draws.unflatten(0, (TWINS, votes.draws)))[:1]
+        return [Probe(int(asked.rng.ids[0]), "asked", asked.look, 0.0, apart(merged, asked.found["logits"][:1]))]
+
+
+def exactly(adjoint: Adjoint) -> bool:
+    """Whether an adjoint claims the derivative of what runs."""
+    return isinstance(adjoint, Checkpointed | Direct)
+
+
+def some(ids: Tensor, most: int, look: int) -> Tensor:
+    """The first rows of up to ``most`` images, others at every look."""
+    first = {image: row for row, image in reversed(list(enumerate(ids.tolist())))}
+    rows = sorted(first.values())
+    at = look.bit_length() * most
+    return torch.tensor([rows[(at + k) % len(rows)] for k in range(min(most, len(rows)))])
+
+
+def paths(victim: Victim, x0: Tensor, x1: Tensor, y: Tensor, rng: Rng | Mixed) -> list[Probe]:
+    """The change of the margin from x0 to x1 on one noise, and the sum of what gradients on the way say of it."""
+    n, k = len(x0), POINTS
+    with aside():
+        at = (torch.arange(k) + Key(0).fold("points").rng(rng.ids).uniform(torch.empty(n, k))) / k
+        shares = at.flatten().to(x0).view(-1, 1, 1, 1)
+        points = torch.lerp(x0.repeat_interleave(k, dim=0), x1.repeat_interleave(k, dim=0), shares)
+        look = exact()(victim, points, y.repeat_interleave(k, dim=0), margin, rng.again(k))
+        ends = margin(victim.logits(torch.cat([x0, x1]), rng[torch.arange(n).repeat(2)]), y.repeat(2))
+        before, after = ends.double().chunk(2)
+    slopes = (look.grad * (x1 - x0).repeat_interleave(k, dim=0)).double().flatten(1).sum(dim=1).view(n, k)
+    errors = (slopes[:, ::2] - slopes[:, 1::2]).square().sum(dim=1).sqrt() / k  # mostly by where points fell
+    values = torch.stack([slopes.mean(dim=1), after - before, errors], dim=1)
+    return [Probe(image, "path", 0, *value) for image, value in zip(rng.ids.tolist(), values.tolist(), strict=True)]
+
+
+class Later:
+    """A question to the judge that is asked before a search and once more after it: has anything been remembered?"""
+
+    def __init__(self, defence: Defence, x: Tensor, rng: Rng | Mixed):
+        self.defence, self.x, self.rng = defence, x[: len(rng)], rng
+        self.first = self._answer()
+
+    def _answer(self) -> Tensor:
+        with aside():
+            return judge(self.defence, self.x, self.rng, 1)
+
+    def again(self) -> list[Probe]:
+        off = apart(self._answer(), self.first)
+        return [Probe(image, "later", 0, 0.0, off) for image in self.rng.ids.tolist()]
+
+
+def apart(answer: Tensor, first: Tensor) -> float:
+    """The largest difference of logits beside the size of the first; 0 only where they are equal to the bit."""
+    same = (answer == first) | (answer.isnan() & first.isnan())
+    gap = torch.where(same, 0.0, (answer - first).abs()).max()
+    return float(gap / first.abs().nan_to_num().max().clamp_min(1e-12))
