@@ -271,6 +271,14 @@ def test_hugging_faces_sets_are_read(hugging_face, tmp_path):
     assert len(check_splits(name).ids) == 2
 
 
+def test_hugging_faces_pictures_are_on_white_too(hugging_face, tmp_path, capfd):
+    features = hugging_face.Features({"img": hugging_face.Image(), "label": hugging_face.Value("int64")})
+    columns = {"img": [Image.new("LA", (5, 4), (3, 255)), Image.new("LA", (5, 4), (3, 0))], "label": [0, 1]}
+    hugging_face.Dataset.from_dict(columns, features).to_parquet(tmp_path / "test.parquet")
+    assert data.load_bytes(f"hf:{tmp_path}").x[:, 0, 0, 0].tolist() == [3, 255]
+    assert "What is transparent in 1 of 2 pictures was laid on white." in capfd.readouterr().err
+
+
 def test_hugging_faces_sets_of_other_things_are_refused(hugging_face, tmp_path):
     (tmp_path / "train.csv").write_text("text,label\nhello,1\n")
     with pytest.raises(UserError, match="needs a column image or img, but has text, label"):

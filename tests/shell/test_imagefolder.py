@@ -210,3 +210,10 @@ def test_pictures_for_print_are_read(tmp_path):
     (tmp_path / "a").mkdir()
     Image.new("CMYK", (8, 6), (0, 255, 255, 0)).save(tmp_path / "a" / "a.tif")
     assert read(tmp_path).x[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_cameras_jpeg_with_previews_is_its_first_picture(tmp_path):
+    (tmp_path / "a").mkdir()
+    preview = Image.new("L", (3, 3), 9)
+    Image.new("L", (8, 6), 200).save(tmp_path / "a" / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    assert read(tmp_path).x.unique().tolist() == [200]

@@ -10,6 +10,7 @@ from lustral.core import kernel
 from lustral.core.noise import Key
 from lustral.purifiers.presets import diffpure
 from lustral.shell import weights
+from mistakes import weights_file
 
 SMALL = ["--purification.steps=2", "--seed=3"]
 
@@ -154,3 +155,11 @@ def test_pictures_of_any_size_are_cleaned_and_those_far_from_training_are_said_o
     said = capfd.readouterr().err
     assert said.count("is far from that") == 1
     assert "digits-unet was trained on images of 8×8, and 1×1 is far from that" in said
+
+
+def test_evaluate_and_attack_say_it_too_where_a_denoiser_is_far_from_its_size(lustral, capfd):
+    weights_file(lambda facts: facts | {"name": "large", "image": [1, 16, 16]})
+    how = ["--purification.denoiser=own.safetensors", "--purification.steps=1", "--images=2"]
+    for command in (["evaluate", "run", "--stages=[clean]", "--draws=1"], ["attack", "out.npz", "--stage=clean"]):
+        assert lustral(*command, *how) == 0
+        assert capfd.readouterr().err.count("large was trained on images of 16×16, and 8×8 is far from that") == 1

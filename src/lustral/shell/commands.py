@@ -20,11 +20,11 @@ from . import build, folder, labels, plan, standard, stored, strip, systems, wei
 from . import device as devices
 from .files import check_suffix, check_writable, replacing, write_text
 from .images import data as datasets
-from .images import download, pictures
+from .images import decode, download, pictures
 from .ledger import Ledger
 from .options import Classification, Evaluation, Precision, Purification, Resources, Search, Shown, ThreatModel
 from .report import render
-from .terminal import command, note, progress
+from .terminal import command, progress
 
 
 def data(name: str, place: Path | None, source: str | None) -> Iterator[str]:
@@ -96,8 +96,7 @@ def purify(
                 few = x[: shown.images]
                 strip.draw(shown.strip, strip.film(purifier, few, key.rng(ids[: shown.images]), judge))
             first += len(ids)
-        if transparent:
-            note(f"What is transparent in {transparent} of {len(jobs)} pictures was laid on white.")
+        decode.say_white(transparent, len(jobs))
         if failed:
             raise pictures.failure(failed, len(jobs))
     return [target] if shown.strip is None else [target, shown.strip]
@@ -157,6 +156,7 @@ def attack(
     against = build.threat(standard.threat(threat, data))
     system = build.system("attacked", how, judge, device=resources.device, precision=precision)
     plan.check(chosen, judge.classifier, system)
+    plan.say_far([how], chosen)
     job = Job(system, build.stage(stage, system, against, search, resources, 20), len(chosen.ids))
     chunks = []
     with progress() as bar:

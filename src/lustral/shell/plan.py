@@ -55,6 +55,7 @@ def make(options: Evaluation, resources: Resources) -> Plan:
         system = build.system(name, how, judge, options.micro_batch, resources.device, options.precision)
         check(data, judge.classifier, system)
         systems.append(replace(system, random=draws_noise(system.defence, data[:PROBED], threat)))
+    say_far([how for _, how, _ in named(options)], data)
     jobs = _jobs(options, systems, threat, len(data.ids), runner.each(resources))
     return Plan(options, jobs, systems, data, threat, Key(options.seed), labels.spoken(source.classes))
 
@@ -95,6 +96,12 @@ def check(data: Data, classifier: str, system: System) -> None:
         classes = system.defence.classifier(data.x[:1]).shape[1]
     if int(data.y.max()) >= classes:
         raise UserError(f"{about.name} knows labels 0 to {classes - 1}, but the data has {int(data.y.max())}.")
+
+
+def say_far(systems: list[Purification], data: Data) -> None:
+    """Says once for each denoiser if the data's images are far from the size that it was trained on."""
+    for name in dict.fromkeys(how.denoiser for how in systems if how.method != "none"):
+        weights.say_far(weights.card(weights.find(name)), data.x)
 
 
 def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None, width: float | None = None) -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...core.errors import UserError
 from ..files import saying
+from ..terminal import note
 
 SUFFIXES = {
     **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".bmp": "BMP"},
@@ -86,6 +87,12 @@ def check(picture: Image.Image, name: object) -> None:
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # a camera's JPEG, with previews behind the picture
         raise UserError(f"{name} holds {frames} pictures; save them one by one.")
+
+
+def say_white(transparent: int, pictures: int) -> None:
+    """Says once for many pictures that what was transparent in some of them is white."""
+    if transparent:
+        note(f"What is transparent in {transparent} of {pictures} pictures was laid on white.")
 
 
 @contextmanager

@@ -44,7 +44,9 @@ def _labelled(table: Any, name: str) -> Labelled:
         raise UserError(f"{name}: the column {label} must hold classes as whole numbers from 0.")
 
     def pixels() -> torch.Tensor:
-        pictures = [_pixels(picture, name) for picture in table[image]]
+        found = [_pixels(picture, name) for picture in table[image]]
+        decode.say_white(sum(one.transparent for one in found), len(found))
+        pictures = [np.atleast_3d(one.array).transpose(2, 0, 1) for one in found]
         if len({p.shape[1:] for p in pictures}) > 1:
             raise UserError(f"{name} holds images of several sizes; resize them to one.")
         channels = max(p.shape[0] for p in pictures)
@@ -60,10 +62,9 @@ def _column(table: Any, names: tuple[str, ...], name: str) -> str:
     return found
 
 
-def _pixels(picture: Any, name: str) -> np.ndarray:
-    """A picture of Pillow's as bytes [c, h, w]."""
+def _pixels(picture: Any, name: str) -> decode.Pixels:
+    """A picture of Pillow's as bytes."""
     if not isinstance(picture, Image.Image):
         raise UserError(f"{name} must hold its images as pictures; choose another set.")
     decode.check(picture, f"A picture of {name}")
-    pixels = decode.flat(picture, "L" if picture.mode in decode.GREY else "RGB").array
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return decode.flat(picture, "L" if picture.mode in decode.GREY else "RGB")

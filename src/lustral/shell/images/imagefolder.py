@@ -137,7 +137,6 @@ def _pixels(paths: list[Path], mode: str, size: tuple[int, int]) -> Tensor:
         _check_size(path, array.shape[1::-1], size)
         arrays.append(array)
         transparent += through
-    if transparent:
-        note(f"What is transparent in {transparent} of {len(paths)} pictures was laid on white.")
+    decode.say_white(transparent, len(paths))
     x = torch.from_numpy(np.stack(arrays))
     return x[:, None] if mode == "L" else x.permute(0, 3, 1, 2).contiguous()
