@@ -276,6 +276,22 @@ def test_parts_of_refinenet_are_their_formulas():
         torch.testing.assert_close(out[..., i, i], corners[0][..., i, i] + corners[1][..., i, i])
 
 
+def test_refinenet_has_the_tensors_of_ncsnv2():
+    """The public code's network has 117 323 numbers at width 8 in 153 tensors, and its sigmas.
+
+    All convolutions of the residual blocks have a bias, those of the refining units and pools none.
+    """
+    state = RefineNet(width=8).state_dict()
+    assert len(state) == 153
+    assert sum(t.numel() for t in state.values()) == 117_323
+    inside = {name.removesuffix(".weight") for name in state if name.startswith("res") and ".normalize" not in name}
+    assert {f"{name}.bias" for name in inside if not name.endswith(".bias")} <= state.keys()
+    assert {"res1.0.conv1.bias", "res1.1.conv2.bias", "res2.0.conv1.bias", "res2.1.conv2.bias"} <= state.keys()
+    plain = [name for name in state if "adapt_convs" in name or ".crp." in name or "output_convs" in name]
+    assert len(plain) == 48
+    assert not any(name.endswith(".bias") for name in plain)
+
+
 def test_refinenet_halves_once_and_dilates_after(refinenet):
     shapes, kernels = {}, {}
     for name in ("res1", "res2", "res3", "res4", "refine1", "refine4"):

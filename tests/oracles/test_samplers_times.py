@@ -111,3 +111,12 @@ def test_gradient_flows_through_t_star_to_the_image(sampler):
     purifier = Diffusion(TWO, VP(), sampler, lambda x: 0.0437 + 0.03 * x.flatten(1).mean(1), t_max=0.1)
     rng = Key(4).rng(2)
     assert torch.autograd.gradcheck(lambda x: purify(purifier, x, rng, adjoint=Direct()), x, atol=1e-6, rtol=1e-5)
+
+
+def test_heun_ends_where_edms_sampler_does():
+    """Karras et al. (2022), eq. 5, on [-1, 1]: from 80 down to 0.002 with rho 7; half of that on [0, 1]."""
+    n = 18
+    found = Heun(n).table(EDM(), torch.tensor([40.0], dtype=torch.float64), 2 * n - 1).sigma[0]
+    expected = [(80 ** (1 / 7) + k / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 / 2 for k in range(n)]
+    assert found[::2].tolist() == pytest.approx(expected, rel=1e-9)
+    assert found[-1] == pytest.approx(0.001)

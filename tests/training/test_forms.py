@@ -163,7 +163,7 @@ def test_running_statistics_are_averaged_too():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
     average = model[1].running_mean.clone()
     for now in train(model, CrossEntropy(), source(), Recipe(steps=5, batch=6, ema=0.6)):
-        decay = min(0.6, now.step / (9 + now.step))
+        decay = min(0.6, (1 + now.step) / (10 + now.step))
         average = decay * average + (1 - decay) * model[1].running_mean
     assert torch.allclose(model[1].running_mean, average, atol=1e-6)
     assert int(model[1].num_batches_tracked) == 5

@@ -110,11 +110,11 @@ def test_every_image_is_seen_once_per_epoch(batch):
 
 
 def test_the_final_weights_are_the_running_average():
-    """With the decay min(ema, (1 + step)/(10 + step)), written out."""
+    """With the decay min(ema, (1 + n)/(10 + n)) at the n-th update, written out."""
     model, recipe = classifier(), Recipe(steps=6, batch=4, ema=0.5)
     average = [p.detach().double() for p in model.parameters()]
     for now in train(model, CrossEntropy(), source(), recipe):
-        decay = min(0.5, now.step / (9 + now.step))
+        decay = min(0.5, (1 + now.step) / (10 + now.step))
         last = [p.detach().clone() for p in model.parameters()]
         average = [decay * a + (1 - decay) * p.double() for a, p in zip(average, last, strict=True)]
     for p, a, end in zip(model.parameters(), average, last, strict=True):

@@ -49,16 +49,18 @@ def test_without_warm_up_the_first_step_has_the_peak_rate(schedule):
 
 
 def test_decays_of_the_three_laws():
-    assert [Recipe(ema=0.9).decay(i) for i in (0, 2, 10**6)] == pytest.approx([1 / 10, 3 / 12, 0.9])
+    """The first decay is 2/11 in score_sde, which counts from 1, and 0 in diffusers and EDM, which count from 0."""
+    assert [Recipe(ema=0.9).decay(i) for i in (0, 2, 10**6)] == pytest.approx([2 / 11, 4 / 13, 0.9])
     power = Recipe(ema=0.9999, ema_power=0.75)
     assert [power.decay(i) for i in (0, 15, 10**7)] == pytest.approx([0, 1 - 1 / 8, 0.9999])
     half = Recipe(batch=50, ema_half_life=1000.0)
     assert half.decay(10**6) == pytest.approx(0.5 ** (50 / 1000))
     assert half.decay(10**6) ** (1000 / 50) == pytest.approx(0.5)
     # While only m images were seen, a weight counts half after 5 % of m.
-    assert half.decay(39) == pytest.approx(0.5 ** (50 / (0.05 * 2000)))
-    assert half.decay(399) == pytest.approx(half.decay(10**6)) == pytest.approx(half.decay(400))
-    assert half.decay(398) < half.decay(400)
+    assert half.decay(0) == 0
+    assert half.decay(40) == pytest.approx(0.5 ** (50 / (0.05 * 2000)))
+    assert half.decay(400) == pytest.approx(half.decay(10**6)) == pytest.approx(half.decay(401))
+    assert half.decay(399) < half.decay(401)
 
 
 class Nothing:

@@ -36,9 +36,9 @@ class Recipe:
     ema: float = 0.999
     """Largest decay of the exponential moving average of the weights, which is what is shipped; 0: none."""
     ema_power: float = 0.0
-    """The average's warm-up: 1 − (1 + step)^−power (ADDT: 0.75); 0: (1 + step)/(10 + step)."""
+    """The average's warm-up: 1 − (1 + n)^−power after n updates (ADDT: 0.75); 0: (2 + n)/(11 + n), as score_sde's."""
     ema_half_life: float = 0.0
-    """If not 0, images after which a weight counts half, in place of ``ema``; at most 5 % of those seen (EDM)."""
+    """If not 0, images after which a weight counts half, in place of ``ema``; at most 5 % of those before (EDM)."""
     flip: bool = False
     """Augmentation: mirror every other image."""
     crop: int = 0
@@ -91,9 +91,9 @@ class Recipe:
         return self.lr * fall[self.schedule]
 
     def decay(self, step: int) -> float:
-        """The decay of the average at a step, counted from 0."""
+        """The decay of the average at a step, counted from 0 as by diffusers and EDM; score_sde is one ahead."""
         if self.ema_half_life:
-            return 0.5 ** (self.batch / min(self.ema_half_life, max(1e-8, 0.05 * (step + 1) * self.batch)))
+            return 0.5 ** (self.batch / min(self.ema_half_life, max(1e-8, 0.05 * step * self.batch)))
         if self.ema_power:
             return min(self.ema, 1 - (1 + step) ** -self.ema_power)
-        return min(self.ema, (1 + step) / (10 + step))
+        return min(self.ema, (2 + step) / (11 + step))

@@ -1,7 +1,7 @@
 """The score network of NCSNv2 (Song and Ermon, NeurIPS 2020): a cascaded RefineNet with dilated residual blocks.
 
 RefineNet is by Lin et al. (CVPR 2017), InstanceNorm++ by Song and Ermon (NeurIPS 2019). Written from the papers; the
-state dict's names and which convolutions have a bias follow the public checkpoints from memory, compared with none.
+state dict's names, shapes and biases are those of the public code, and so are its outputs (without the division below).
 There is no noise conditioning, and no division by sigma: that is the preconditioning's (``NCSN``).
 """
 
@@ -59,7 +59,7 @@ class ResidualConv(nn.Module):
         super().__init__()
         for i in range(units):
             for j in range(2):
-                self.add_module(f"{i + 1}_{j + 1}_conv", _conv(channels, channels))
+                self.add_module(f"{i + 1}_{j + 1}_conv", _conv(channels, channels, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         convs = list(self.children())
@@ -85,7 +85,7 @@ class ChainedPool(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.convs = nn.ModuleList(_conv(channels, channels) for _ in range(2))
+        self.convs = nn.ModuleList(_conv(channels, channels, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         total = path = F.elu(x)
@@ -138,9 +138,9 @@ class RefineNet(nn.Module):
         return self.end_conv(F.elu(self.normalizer(refined)))
 
 
-def _conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
-    """3×3 of unchanged size; only the dilated ones have a bias."""
-    return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=dilation > 1)
+def _conv(inputs: int, outputs: int, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
+    """3×3 of unchanged size; those of the residual blocks have a bias, those of the refining ones have none."""
+    return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
 
 
 def _conv_pool(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
