@@ -15,6 +15,7 @@ from lustral.core.kernel import purify, trace
 from lustral.core.noise import Key, audit
 from lustral.defence import defend
 from lustral.denoisers.base import Meter
+from lustral.denoisers.ideal import FiniteSet
 from lustral.denoisers.nets.unet import UNet
 from lustral.denoisers.preconditioning import EDM, NCSN, VPEps, VPredict
 from lustral.purifiers.compose import from_function
@@ -244,3 +245,40 @@ def test_a_denoiser_begins_in_the_mode_of_its_network(wrap):
     assert not wrap(net.eval()).training
     assert not wrap(lambda x, t=None: x).training
     assert all(part.training for part in wrap(net).train().modules()), "training one trains its network"
+
+
+def never_again(x: Tensor) -> Tensor:
+    """A user's own noise, out of reach of any seed."""
+    return x + 0.1 * torch.randn_like(x)
+
+
+class AlwaysDropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x.flatten(1), 0.5)[:, :3]
+
+
+def test_what_cannot_be_repeated_is_refused_where_it_is_to_be_and_shown_where_it_is_not():
+    x, plain = images(2), Plain().eval()
+    for make in (lambda **o: defend(plain, never_again, **o), lambda **o: defend(AlwaysDropping().eval(), **o)):
+        for call in (lambda d: d.decide(x, 0), lambda d: d.decide(x, KEY.rng(2)), lambda d: d.bind(0)(x)):
+            with pytest.raises(UserError, match="two things of the same image under the same noise"):
+                call(make())
+        with pytest.raises(UserError, match="two things of the same image"):
+            make(key=KEY)(x)
+        assert make()(x).shape == make().decide(x).logits.shape == (2, 3)
+
+
+def test_repeating_is_asked_once_of_a_users_own_code_and_never_of_ours():
+    rows = []
+
+    def noting(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return x
+
+    x, defence = images(3), defend(Plain().eval(), noting)
+    state = torch.get_rng_state()
+    for _ in range(2):
+        defence.decide(x, 0)
+    assert rows == [1, 1, 3, 3]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert defend(flat(nn.Identity()).eval(), diffpure(FiniteSet(x), steps=2))._repeats

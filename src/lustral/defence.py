@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .core import check
+from .core import check, outputs
 from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
 from .core.inference import differentiable
 from .core.lanes import Lanes, gather, in_parts
-from .core.networks import Modeless, Modes, modules_in
+from .core.networks import Modeless, Networks, aside, modules_in, same
 from .core.noise import Key, Mixed, Rng, Veiled, as_key, as_rng, veiled
 from .core.purifier import Purifier
 from .core.vote import ABSTAIN, Single, Vote
@@ -70,21 +70,39 @@ class Defence(Modeless):
         wrapped = [] if isinstance(classifier, nn.Module) else modules_in(classifier)
         for i, module in enumerate([*wrapped, *modules_in(purifier)]):
             self.add_module(f"inner_{i}", module)
-        self._modes = Modes(classifier, purifier)
-        self._modes.refuse()
+        self._purifying, self._judging = Networks(purifier), Networks(classifier)
+        self._secret, self._repeats = key is None, not (self._purifying.foreign or self._judging.foreign)
+        self._purifying.refuse()
+        self._judging.refuse()
 
     @differentiable
     def draws(self, x: Tensor, rng: Rng | Key | int | None, adjoint: Adjoint | None = None) -> Tensor:
-        """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``."""
+        """Logits [b, classes] of one purification per row of x ([b, c, h, w] in [0, 1]) under the noise of ``rng``.
+
+        Images are purified and classified in the precision of the networks, whatever their own.
+        """
         rng = as_rng(rng, len(x))
-        self._modes.check(lambda: self._draws(x[:2], rng[:2]))
+        if not len(x):
+            return self.classify(x.new_zeros(1, *x.shape[1:]))[:0]
+        self._check_modes(x, rng)
         return self._draws(x, rng, adjoint)
 
+    def _check_modes(self, x: Tensor, rng: Rng) -> None:
+        for networks in (self._purifying, self._judging):
+            networks.check(lambda: self._draws(x[:2], rng[:2]))
+
     def _draws(self, x: Tensor, rng: Rng, adjoint: Adjoint | None = None) -> Tensor:
+        clean = x
         if self.purifier is not None:
             own = self.adjoint if torch.is_grad_enabled() else Checkpointed()
-            x = Lanes(self.lanes, adjoint or own)(self.purifier, x, veiled(rng.fold("purify")))
-        return gather(in_parts(lambda part: self.classifier(x[part]), torch.arange(len(x)), self.lanes))
+            at = self._purifying.cast(x)
+            clean = Lanes(self.lanes, adjoint or own)(self.purifier, at, veiled(rng.fold("purify")))
+        found = gather(in_parts(lambda part: self.classify(clean[part]), torch.arange(len(x)), self.lanes))
+        return found.to(torch.promote_types(found.dtype, x.dtype))
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits [b, classes] of the classifier alone, on images that nothing purifies."""
+        return outputs.logits(outputs.asked("The classifier", self.classifier, self._judging.cast(x)), len(x))
 
     def logits(self, x: Tensor, rng: Rng | Key | int | None, adjoint: Adjoint | None = None) -> Tensor:
         """Merged logits [b, classes] of one decision per row, each of ``vote.draws`` purifications in one batch."""
@@ -98,11 +116,28 @@ class Defence(Modeless):
         """What merged logits [b, classes] decide, [b] (-1: abstained, as always where one is NaN)."""
         return torch.where(merged.isnan().any(dim=1), ABSTAIN, self.vote.label(merged))
 
+    def repeats(self, x: Tensor, rng: Rng | Key | int) -> None:
+        """Says it, once asked to repeat itself, where this defence says two things of an image under the same noise."""
+        if self._repeats or not len(x):
+            return
+        few, noise = x[:1], as_rng(rng, len(x))[:1]
+        self._check_modes(few, noise)
+        with aside():
+            first, again = (self._draws(few, noise) for _ in range(2))
+        if not same(first, again):
+            raise UserError(
+                "This defence says two things of the same image under the same noise: take all noise from the rng that "
+                "a purifier is given and none from torch or dropout, or ask without a seed."
+            )
+        self._repeats = True
+
     @torch.no_grad()
     def decide(self, x: Tensor, rng: Rng | Key | int | None = None) -> Verdict:
         """The verdict on images x, with every draw's logits [b, draws, classes]."""
-        n = self.vote.draws
+        n, seeded = self.vote.draws, rng is not None
         rng = as_rng(rng, len(check.images(x)))
+        if seeded:
+            self.repeats(x, rng)
         draws = self.draws(x.repeat_interleave(n, dim=0), rng.repeat(n)).unflatten(0, (len(x), n))
         merged = self.vote.merge(draws)
         return Verdict(self.label(merged), merged, draws)
@@ -117,7 +152,10 @@ class Defence(Modeless):
     def forward(self, x: Tensor) -> Tensor:
         check.images(x, slack=0.5)  # searches of other libraries look at neighbours of images, also outside the range
         self._calls += 1
-        return self.logits(x, self._key.fold("call", self._calls).rng(len(x)))
+        rng = self._key.fold("call", self._calls).rng(len(x))
+        if not self._secret:
+            self.repeats(x, rng)
+        return self.logits(x, rng)
 
 
 class Bound(Modeless):
@@ -131,6 +169,7 @@ class Bound(Modeless):
         rng = as_rng(self.rng, len(check.images(x, slack=0.5)))
         if len(rng) != len(x):
             raise UserError(f"This defence is bound to the noise of {len(rng)} images but was called with {len(x)}.")
+        self.defence.repeats(x, rng)
         return self.defence.logits(x, rng)
 
 

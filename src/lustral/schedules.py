@@ -75,7 +75,9 @@ class VP:
 
 @dataclass(frozen=True)
 class DiscreteVP:
-    """A variance-preserving process given by its β_1 … β_N; t = n/N has ᾱ = Π_{i ≤ n} (1 − β_i), and t = 0 has ᾱ = 1.
+    """A variance-preserving process given by its β_1 … β_N, in a sequence, array or tensor.
+
+    t = n/N has ᾱ = Π_{i ≤ n} (1 − β_i), and t = 0 has ᾱ = 1.
 
     Between the integers log ᾱ is linear, so it is also a continuous process, with piecewise constant β(t) = −N·log(1 −
     β_n). Discrete betas are the ground truth: the linear continuous schedule is a poor copy near t = 0 and for small N.
@@ -85,6 +87,10 @@ class DiscreteVP:
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
+        betas = torch.as_tensor(self.betas, dtype=torch.float64)
+        if betas.dim() != 1:
+            raise UserError(f"betas are a sequence of numbers, not of shape {list(betas.shape)}.")
+        object.__setattr__(self, "betas", tuple(betas.tolist()))
         if not self.betas or not all(0 < b < 1 for b in self.betas):
             raise UserError("betas must be a non-empty sequence of numbers strictly between 0 and 1.")
 

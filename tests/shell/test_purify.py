@@ -7,9 +7,10 @@ from PIL import Image
 
 from digits import digits
 from lustral.core import kernel
+from lustral.core.lanes import Lanes
 from lustral.core.noise import Key
 from lustral.purifiers.presets import diffpure
-from lustral.shell import weights
+from lustral.shell import commands, weights
 from mistakes import weights_file
 
 SMALL = ["--purification.steps=2", "--seed=3"]
@@ -71,11 +72,17 @@ def test_small_files_are_purified_together(lustral, monkeypatch):
     Path("in").mkdir()
     for i, part in enumerate((x[:1], x[1:2], x[2:4], np.pad(x[4:], ((0, 0), (0, 0), (0, 8), (0, 0))), x[:1])):
         np.save(f"in/{i}.npy", part)
-    sizes, purify = [], kernel.purify
-    monkeypatch.setattr(kernel, "purify", lambda *a, **k: (sizes.append(len(a[1])), purify(*a, **k))[1])
+    sizes = []
+
+    class Noting(Lanes):
+        def __call__(self, purifier, x, rng):
+            sizes.append(len(x))
+            return super().__call__(purifier, x, rng)
+
+    monkeypatch.setattr(commands, "Lanes", Noting)
     assert lustral("purify", "in", "out", *SMALL, "--batch=3") == 0
     assert sizes == [2, 2, 1, 1]
-    expected = purify(
+    expected = kernel.purify(
         diffpure(weights.load("digits-unet", "denoiser")[0], 0.1, "ddpm", steps=2), digits(4).x, Key(3).rng(4)
     )
     out = np.concatenate([np.load(f"out/{i}.npy") for i in range(3)])

@@ -10,6 +10,7 @@ from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Threat
 from ..core.whole import whole
+from ..defence import Classifier, Defence
 from .gradients import AnyClass, Selection, Victim
 from .losses import Loss, lead, margin
 from .search import Attack, Best, Outcome, begin, join, searching, unfooled
@@ -54,7 +55,7 @@ class Targeted:
             pairs = torch.stack([y, ranked[:, k]], dim=1)[rows]
             part = self.search.run(AnyClass(victim), x0[rows], pairs, rng.fold("target", k)[rows])
             found = part if found is None else join(found, part, rows)
-        return found
+        return Best(x0, patience=0).outcome() if found is None else found
 
     @torch.no_grad()
     def _ranked(self, victim: Victim, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
@@ -70,17 +71,20 @@ class Targeted:
 class Transfer:
     """A search on other victims, whose candidates are shown to this one; the best is kept.
 
-    Sources may be the undefended classifier, another purifier, or the victim with its noise fixed (``KnownNoise``).
+    Sources may be other defences, bare classifiers, or the victim with its noise fixed (``KnownNoise``).
     """
 
     search: Attack
-    sources: tuple[Victim, ...]
+    sources: tuple[Victim | Classifier, ...]
     select: Selection = Selection()
     loss: Loss = margin
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("A transfer attack needs at least one source.")
+        bare = [callable(source) and not hasattr(source, "logits") for source in self.sources]
+        victims = (Defence(source) if alone else source for source, alone in zip(self.sources, bare, strict=True))
+        object.__setattr__(self, "sources", tuple(victims))
 
     @property
     def threat(self) -> Threat:

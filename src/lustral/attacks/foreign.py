@@ -79,9 +79,11 @@ class Foreign:
                 "Foreign attacks do not say which image a row is, so they cannot use known noise; give the library "
                 "defence.bind(key) instead."
             )
+        if not len(x0):  # which libraries do not take
+            return Best(x0, patience=0).outcome()
         key = rng.key.fold("foreign", *rng.ids.tolist())
         with seeded(int(key.philox("seed")[0]) >> 33, x0.device), torch.enable_grad():
-            found = self.make(Averaged(victim, key, self.eot, y))(x0.clone(), y.clone())
+            found = self.make(Averaged(victim, key, self.eot, y))(x0.float().clone(), y.clone())
         x = self.threat.project(found.detach().to(x0), x0)
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
         best.see(rows, x, self.select(victim, x, y, lead(y), rng.fold("select")))

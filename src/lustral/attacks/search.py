@@ -53,6 +53,9 @@ def searching(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
 def begin(x0: Tensor, y: Tensor, rng: Rng | Key | int) -> Rng:
     """Says what is wrong with images to attack or with their labels ([b] or pairs [b, 2]); gives the attack's noise."""
     check.images(x0, "images to attack")
+    if x0.dtype not in (torch.float32, torch.float64):
+        said = f"images to attack must be float32 or float64, not {str(x0.dtype).removeprefix('torch.')}"
+        raise UserError(f"{said}, which rounds beyond eps; call .float() on them.")
     check.labels(y, len(x0), pairs=True)
     return as_rng(rng, len(x0))
 

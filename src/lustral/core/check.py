@@ -65,6 +65,11 @@ def _scale(low: float, high: float) -> str:
     return "rescale them"
 
 
+def overflowed(what: str) -> str:
+    """What is said where purified images are not finite."""
+    return f"Purifying {what} overflowed; choose weaker guidance or smaller steps."
+
+
 def labels(y: Tensor, n: int, classes: int | None = None, pairs: bool = False) -> Tensor:
     """Returns y if it is an int64 class from 0 on for each of n images, below ``classes`` where their number is known.
 

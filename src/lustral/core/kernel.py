@@ -6,8 +6,9 @@ from torch import Tensor
 
 from . import check
 from .adjoint import Adjoint, Checkpointed
+from .errors import UserError
 from .inference import differentiable
-from .networks import Modes
+from .networks import Networks
 from .noise import Key, Rng, Veiled, as_rng, veiled
 from .purifier import Purifier
 
@@ -15,30 +16,40 @@ from .purifier import Purifier
 def purify(
     purifier: Purifier, x: Tensor, rng: Rng | Key | int | None = None, *, adjoint: Adjoint | None = None
 ) -> Tensor:
-    """Cleans images x ([b, c, h, w] in [0, 1]) and returns images of the same shape.
+    """Cleans images x ([b, c, h, w] in [0, 1]) and returns images of the same shape and type.
 
     ``rng`` is a seed, a Key, an Rng, or None for fresh noise. ``adjoint`` says how the result is differentiated with
     respect to x; the default is exact with one image of memory per step. Gradients with respect to the purifier's own
     weights exist under ``Direct`` only.
     """
-    rng = _begun(purifier, x, rng)
-    return (adjoint or Checkpointed())(purifier, x, rng)
+    at, rng = _begun(purifier, x, rng)
+    if not len(x):
+        return x
+    clean = (adjoint or Checkpointed())(purifier, at, rng).to(x.dtype)
+    broken = (~clean.isfinite().flatten(1).all(dim=1)).nonzero()[:, 0].tolist()
+    if broken:
+        raise UserError(check.overflowed(f"images {', '.join(map(str, broken[:5]))} of the batch"))
+    return clean
 
 
-def _begun(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None) -> Veiled:
-    """Says what is wrong with a purifier or images; gives the noise."""
+def _begun(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None) -> tuple[Tensor, Veiled]:
+    """Says what is wrong with a purifier or images; gives images in the networks' precision, and the noise."""
     check.purifier(purifier)
-    rng = veiled(as_rng(rng, len(check.images(x))))
-    Modes(purifier).check(lambda: Checkpointed()(purifier, x[:2], rng[:2]))
-    return rng
+    rng, networks = veiled(as_rng(rng, len(check.images(x)))), Networks(purifier)
+    at = networks.cast(x)
+    networks.check(lambda: Checkpointed()(purifier, at[:2], rng[:2]))
+    return at, rng
 
 
 def trace(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None = None) -> Iterator[Tensor]:
     """Yields what would be read out after init and after every step: n_steps + 1 batches, for people to look at."""
-    rng = _begun(purifier, x, rng)
+    at, rng = _begun(purifier, x, rng)
+    if not len(x):
+        yield from [x] * (purifier.n_steps + 1)
+        return
     init, step = differentiable(purifier.init), differentiable(purifier.step)
-    state = init(x, rng.fold("init"))
-    yield purifier.readout(state)
+    state = init(at, rng.fold("init"))
+    yield purifier.readout(state).to(x.dtype)
     for i in range(purifier.n_steps):
         state = step(i, state, rng.fold("step", i))
-        yield purifier.readout(state)
+        yield purifier.readout(state).to(x.dtype)

@@ -120,12 +120,33 @@ def _loaded(code: CodeType) -> set[str]:
     return own.union(*(_loaded(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
-class Modes:
-    """The networks behind something whose mode may change what it says."""
+def weights(*things: object) -> Iterator[nn.Parameter]:
+    """The floating point parameters of all networks that can be reached."""
+    return _weights(thing for thing in reachable(*things) if isinstance(thing, nn.Module))
+
+
+def _weights(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    return (p for module in modules for p in module.parameters(recurse=False) if p.is_floating_point())
+
+
+class Networks:
+    """The networks behind something: what their mode may change, and in which precision they compute.
+
+    ``foreign`` says whether any code behind it is neither torch's nor Lustral's own.
+    """
 
     def __init__(self, *things: object):
-        found = (thing for thing in reachable(*things) if isinstance(thing, nn.Module))
-        self._modules = [module for module in found if _own(module) or _random_or_of_the_batch(module)]
+        found = list(reachable(*things))
+        modules = [thing for thing in found if isinstance(thing, nn.Module)]
+        self._modules = [module for module in modules if _own(module) or _random_or_of_the_batch(module)]
+        self._weight = next(_weights(modules), None)
+        self.foreign = any(_own(thing) for thing in found)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Images in the networks' precision; where there are none, in float32 or float64."""
+        if self._weight is not None:
+            return x.to(self._weight.dtype)
+        return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def refuse(self) -> None:
         """Refuses dropout and batch normalisation in training mode."""
@@ -142,7 +163,7 @@ class Modes:
         if not awake:
             return
         self.refuse()
-        if not _same(*_in_both_modes(awake, said)):
+        if not same(*_in_both_modes(awake, said)):
             raise UserError(
                 f"A network is in training mode, where its {type(awake[0]).__name__} says something else than in "
                 "evaluation mode; call .eval() on it first."
@@ -150,9 +171,9 @@ class Modes:
         self._modules = [module for module in self._modules if module not in awake]
 
 
-def _own(module: nn.Module) -> bool:
-    """Whether a module's code is a user's, which may do anything in training mode."""
-    return _home(type(module).__module__) not in KEPT
+def _own(thing: object) -> bool:
+    """Whether a module's, an object's or a function's code is a user's, which may do anything."""
+    return _home(thing.__module__ if isfunction(thing) else type(thing).__module__) not in KEPT
 
 
 def _random_or_of_the_batch(module: nn.Module) -> bool:
@@ -187,7 +208,7 @@ def _in_both_modes(modules: list[nn.Module], said: Callable[[], Tensor]) -> tupl
                 buffer.copy_(value)
 
 
-def _same(one: Tensor | None, other: Tensor) -> bool:
+def same(one: Tensor | None, other: Tensor) -> bool:
     """Whether two logits or images are the same but for rounding."""
     if one is None or one.shape != other.shape:
         return False

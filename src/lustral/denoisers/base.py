@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..core import outputs
 from ..core.networks import looked_aside
 from ..core.spec import runtime
 from ..schedules import Schedule
@@ -40,14 +41,19 @@ def column(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like).view(-1, *[1] * (like.dim() - 1))
 
 
+def denoise(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """D(x, sigma), which must be images like x."""
+    return outputs.images(outputs.asked("The denoiser", denoiser, x, sigma.to(x)), x, "A denoiser")
+
+
 def noise(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     """The noise estimate (x − D)/sigma."""
-    return (x - denoiser(x, sigma.to(x))) / column(sigma, x)
+    return (x - denoise(denoiser, x, sigma)) / column(sigma, x)
 
 
 def score(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     """The score ∇ log p_sigma(x) = (D − x)/sigma² (Tweedie)."""
-    return (denoiser(x, sigma.to(x)) - x) / column(sigma, x) ** 2
+    return (denoise(denoiser, x, sigma) - x) / column(sigma, x) ** 2
 
 
 def eps_network(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, Tensor], Tensor]:
@@ -104,7 +110,7 @@ class FixedBatch(Wrapper):
         missing = -n % self.size
         if missing:
             args = tuple(torch.cat([a, a[-1:].detach().expand(missing, *a.shape[1:])]) for a in args)
-        parts = [self.inner(*(a[i : i + self.size] for a in args)) for i in range(0, n, self.size)]
+        parts = [outputs.tensor(self.inner(*(a[i : i + self.size] for a in args))) for i in range(0, n, self.size)]
         return torch.cat(parts)[:n] if n else args[0]
 
 
@@ -115,7 +121,7 @@ class Clipped(Wrapper):
     inner: Denoiser = field(metadata={"role": "weights"})
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.inner(x, sigma).clamp(0, 1)
+        return denoise(self.inner, x, sigma).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class Autocast(Wrapper):
 
     def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
         with torch.autocast(x.device.type, getattr(torch, self.dtype)):
-            return self.inner(x, *args).to(x)
+            return outputs.tensor(self.inner(x, *args)).to(x)
 
 
 @dataclass(eq=False)
@@ -177,7 +183,7 @@ class Metered(Wrapper):
     meter: Meter = runtime(None)
 
     def __call__(self, *args: Tensor) -> Tensor:
-        out = self.inner(*args)
+        out = outputs.tensor(self.inner(*args))
         self.meter.note(out)
         return out
 

@@ -5,24 +5,32 @@ s = 2·sigma, so that v = v₀ + s·z. Only here do timesteps and parametrisatio
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core import outputs
 from ..schedules import Schedule
 from .base import column
 
 
-def ask(net: Callable[..., Tensor], x: Tensor, *conditioning: Tensor) -> Tensor:
+def ask(net: Callable[..., Any], x: Tensor, *conditioning: Tensor, variance: bool = False) -> Tensor:
     """What a raw network says of images [b, c, h, w] whose sides need not be multiples of what it works in.
 
-    Those that are not are mirrored beyond their right and lower edge for the network, and cut to their size again.
+    Those that are not are mirrored beyond their right and lower edge for the network, and cut to their size again. Of
+    what it returns the tensor is taken (diffusers' ``.sample``), without the channels of a learned ``variance``.
     """
     multiple, (h, w) = getattr(net, "multiple", 1), x.shape[2:]
-    if not h % multiple and not w % multiple:
-        return net(x, *conditioning)
-    rows, columns = (_mirrored(side, multiple).to(x.device) for side in (h, w))
-    return net(x[:, :, rows][..., columns], *conditioning)[:, :, :h, :w]
+    given = x
+    if h % multiple or w % multiple:
+        rows, columns = (_mirrored(side, multiple).to(x.device) for side in (h, w))
+        given = x[:, :, rows][..., columns]
+    out = outputs.picked(outputs.asked("The denoiser's network", net, given, *conditioning), lambda t: t.dim() == 4)
+    if isinstance(out, Tensor) and out.dim() == 4:
+        out = out[:, : x.shape[1] if variance else None]
+        out = out[:, :, :h, :w] if out.shape[2:] == given.shape[2:] else out
+    return outputs.images(out, x, "A denoiser's network")
 
 
 def _mirrored(side: int, multiple: int) -> Tensor:
@@ -52,8 +60,9 @@ class EDM(nn.Module):
 class VPEps(nn.Module):
     """An ε-predictor on a VP schedule: D = v − s·ε(√ᾱ·v, k·t), with k·t the network's own time.
 
-    ``time_scale`` is k (999 for the continuous DDPM++ of Song et al.). With ``discrete`` the network takes the integer
-    index of the nearest step, N·t − 1 (Ho et al., guided-diffusion). More output channels (a learned variance) are cut.
+    ``time_scale`` is k (999 for the continuous DDPM++ of Song et al.). With ``discrete`` the network takes the index
+    (int64) of the nearest step, N·t − 1 (Ho et al., guided-diffusion). More output channels (a learned variance) are
+    cut.
     """
 
     def __init__(self, net: nn.Module, schedule: Schedule, time_scale: float = 999.0, discrete: bool = False):
@@ -63,16 +72,16 @@ class VPEps(nn.Module):
         ends = torch.tensor([schedule.dt, schedule.t_max], dtype=torch.float64)
         self.sigma_min, self.sigma_max = schedule.sigma(ends).tolist()
 
-    def _time(self, sigma: Tensor) -> Tensor:
+    def _time(self, sigma: Tensor, x: Tensor) -> Tensor:
         t = self.schedule.time(sigma.double())
         if self.discrete:
-            return (t / self.schedule.dt).round().sub(1).clamp_min(0)
-        return t * self.time_scale
+            return (t / self.schedule.dt).round().sub(1).clamp_min(0).long().to(x.device)
+        return (t * self.time_scale).to(x)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         s = column(2 * sigma, x)
         v = 2 * x - 1
-        eps = ask(self.net, v / torch.sqrt(1 + s**2), self._time(sigma).to(x))[:, : x.shape[1]]
+        eps = ask(self.net, v / torch.sqrt(1 + s**2), self._time(sigma, x), variance=True)
         return (v - s * eps + 1) / 2
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.search import Attack
+from ..core import outputs
 from ..core.adjoint import Adjoint, Checkpointed
 from ..core.inference import differentiable
 from ..core.lanes import Lanes, gather, in_parts
@@ -55,7 +56,7 @@ class Features:
 
         hooks = [layer.register_forward_pre_hook(note) for layer in self.layers]
         try:
-            logits = self.classifier(x)
+            logits = outputs.logits(self.classifier(x), len(x))
         finally:
             for hook in hooks:
                 hook.remove()

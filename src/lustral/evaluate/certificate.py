@@ -17,6 +17,7 @@ from ..attacks.losses import margin
 from ..attacks.pgd import RandomSign
 from ..core.adjoint import Checkpointed, Direct
 from ..core.inference import differentiable
+from ..core.networks import weights
 from ..core.noise import Key, Rng, audit, veiled
 from ..core.purifier import Purifier
 from ..core.threat import L1, Linf, Threat
@@ -146,6 +147,8 @@ def finite_difference(defence: Defence, data: Data, key: Key) -> float:
     gradient is wrong at all of them.
     """
     double = copy.deepcopy(defence).double()
+    if any(p.dtype != torch.float64 for p in weights(double.classifier, double.purifier)):
+        raise TypeError("a network that no copy reaches computes in another precision")
     rng, x = key.rng(data.ids).fold("difference"), data.x.double()
     direction = rng.fold("direction").normal(x)
     look = exact()(double, x, data.y, margin, rng)
@@ -242,7 +245,7 @@ def purification_facts(defence: Defence, data: Data, key: Key) -> dict:
     """What purification does to clean images: how far they move, how often their label changes, how much is clipped."""
     few = data[:SEEN]
     out = Checkpointed()(defence.purifier, few.x, key.rng(few.ids).fold("clean").fold("purify"))
-    before, after = defence.classifier(few.x).argmax(dim=1), defence.classifier(out).argmax(dim=1)
+    before, after = defence.classify(few.x).argmax(dim=1), defence.classify(out).argmax(dim=1)
     return {
         "moved": float((out - few.x).square().mean().sqrt()),
         "drift": float((before != after).double().mean()),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Rng
-from ..denoisers.base import Denoiser, column, reach
+from ..denoisers.base import Denoiser, column, denoise, reach
 
 Field = Callable[[Tensor], Tensor]
 
@@ -40,7 +40,7 @@ class UnitField:
             raise UserError(f"ADP's field is asked at sigma={self.sigma:g}, beyond the {most:.3g} of this denoiser.")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (self.denoiser(x, x.new_full((len(x),), self.sigma)) - x) / self.sigma
+        return (denoise(self.denoiser, x, x.new_full((len(x),), self.sigma)) - x) / self.sigma
 
 
 class AdaptiveState(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Rng
-from ..denoisers.base import Denoiser, column, reach
+from ..denoisers.base import Denoiser, column, denoise, reach
 from ..samplers import Sampler, Table
 from ..schedules import Schedule
 
@@ -152,7 +152,7 @@ class Diffusion:
 
     def _advance(self, row: Row, sigma: Tensor, state: TableState, rng: Rng) -> TableState:
         y, register = state.y, state.register
-        d = self.denoiser(y, sigma.to(y))
+        d = denoise(self.denoiser, y, sigma)
         if self.guidance is not None:
             d = d + column(sigma, y) ** 2 * self.guidance(y, sigma, state.guide, rng.fold("guide"))
         out = row.a * y + row.b * d

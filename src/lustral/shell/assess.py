@@ -47,6 +47,7 @@ def assess(
         raise UserError("assess computes where your networks do: lustral.shell.device.on('cuda', net) moves one.")
     named = defences if isinstance(defences, dict) else {"defence": defences}
     _check(named, data)
+    data = data._replace(x=data.x.float())
     systems = [System(name, defence, Meter()) for name, defence in named.items()]
     few = data[: plan.PROBED]
     systems = [replace(system, random=draws_noise(system.defence, few, threat)) for system in systems]
@@ -79,7 +80,7 @@ def _check(defences: dict[str, Defence], data: Data) -> None:
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (len(x),):
         raise UserError("Labels must be a torch tensor of int64, one for each image.")
     for name, defence in defences.items():
-        classes = defence.decide(x[:1], 0).logits.shape[1]
+        classes = defence.logits(x[:1], 0).shape[1]
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= classes:
             raise UserError(f"{name} knows labels 0 to {classes - 1}, but the data has {low} to {high}.")

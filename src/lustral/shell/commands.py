@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import kernel
+from ..core import check
 from ..core.errors import UserError
 from ..core.lanes import Lanes
-from ..core.noise import Key
+from ..core.noise import Key, veiled
 from ..evaluate.protocol import Job, Task, run
 from ..training.batches import as_floats, spread_rows
 from . import build, folder, labels, plan, standard, stored, strip, systems, weights
@@ -85,13 +85,13 @@ def purify(
             x = torch.cat([one.x for one in found])
             far = far or weights.say_far(about, x)
             ids = torch.arange(first, first + len(x))
-            clean = kernel.purify(purifier, x, key.rng(ids), adjoint=Lanes(batch)) if len(ids) else x
+            clean = Lanes(batch)(purifier, x, veiled(key.rng(ids))) if len(ids) else x
             for (one, out), part in zip(group, clean.split([len(one.x) for one in found]), strict=True):
                 if bool(part.isfinite().all()):
                     pictures.write(one, part, out)
                     bar.advance(task)
                 else:
-                    failed.append(f"Purifying {one.path} overflowed; choose weaker guidance or smaller steps.")
+                    failed.append(check.overflowed(str(one.path)))
             if shown.strip is not None and not first:
                 few = x[: shown.images]
                 strip.draw(shown.strip, strip.film(purifier, few, key.rng(ids[: shown.images]), judge))

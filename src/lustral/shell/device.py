@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core import outputs
 from ..core.errors import UserError
 from ..core.networks import modules_in
 from ..denoisers.base import Autocast, Wrapper
@@ -30,7 +31,7 @@ class OnDevice(Wrapper):
             network.to(self.device)
 
     def __call__(self, *args: Tensor) -> Tensor:
-        return self.inner(*(a.to(self.device) for a in args)).to(args[0].device)
+        return outputs.tensor(self.inner(*(a.to(self.device) for a in args))).to(args[0].device)
 
 
 def on(device: str, fn: Callable[..., Tensor], precision: Precision = "float32") -> Callable[..., Tensor]:

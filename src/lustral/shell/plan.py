@@ -93,7 +93,7 @@ def check(data: Data, classifier: str, system: System) -> None:
     if list(data.x.shape[1:]) != about.image:
         raise UserError(f"{about.name} takes images of shape {about.image}, but the data has {list(data.x.shape[1:])}.")
     with torch.no_grad():
-        classes = system.defence.classifier(data.x[:1]).shape[1]
+        classes = system.defence.classify(data.x[:1]).shape[1]
     if int(data.y.max()) >= classes:
         raise UserError(f"{about.name} knows labels 0 to {classes - 1}, but the data has {int(data.y.max())}.")
 

@@ -1,5 +1,6 @@
 """A film strip: what a purifier does to some images, step by step, and what a classifier says of every frame."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..core import outputs
 from ..core.noise import Rng, veiled
 from ..core.purifier import Purifier
 from ..defence import Classifier
@@ -33,7 +35,7 @@ def film(purifier: Purifier, x: Tensor, rng: Rng, classifier: Classifier | None 
     """The input, the beginning, and evenly chosen steps up to the last one."""
     n, rng = purifier.n_steps, veiled(rng)
     shown = {round(k * n / (FRAMES - 1)) for k in range(FRAMES)}
-    labels = (lambda images: None) if classifier is None else lambda images: classifier(images).argmax(dim=1)
+    labels = partial(_labels, classifier)
     frames = [Frame(-1, x, ["input"] * len(x), labels(x))]
     state = purifier.init(x, rng.fold("init"))
     for i in range(n + 1):
@@ -43,6 +45,10 @@ def film(purifier: Purifier, x: Tensor, rng: Rng, classifier: Classifier | None 
         if i < n:
             state = purifier.step(i, state, rng.fold("step", i))
     return frames
+
+
+def _labels(classifier: Classifier | None, x: Tensor) -> Tensor | None:
+    return None if classifier is None else outputs.logits(classifier(x), len(x)).argmax(dim=1)
 
 
 def facts(purifier: Purifier, state: Any, n: int) -> list[str]:

@@ -48,7 +48,7 @@ def _views(defence, shown: Data, x: Tensor, key: Key) -> dict[str, np.ndarray]:
     frames = [x, x]
     if defence.purifier is not None:
         frames = list(trace(defence.purifier, x, key.fold("pictures").rng(shown.ids)))
-    said = [defence.classifier(images).argmax(dim=1) for images in (shown.x, x, frames[-1])]
+    said = [defence.classify(images).argmax(dim=1) for images in (shown.x, x, frames[-1])]
     out = {
         "clean": shown.x.numpy(),
         "attacked": x.numpy(),

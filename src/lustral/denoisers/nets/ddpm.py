@@ -118,7 +118,9 @@ class DDPM(nn.Module):
         return 2 ** (len(self.down_blocks) - 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = F.silu(self.time_embedding(embedding(t, self.width).to(x.dtype)))
+        emb = F.silu(
+            self.time_embedding(embedding(t.to(torch.promote_types(t.dtype, x.dtype)), self.width).to(x.dtype))
+        )
         h = self.conv_in(x)
         skips = [h]
         for level in self.down_blocks:

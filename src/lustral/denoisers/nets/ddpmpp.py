@@ -126,7 +126,7 @@ class DDPMpp(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         modules = iter(self.all_modules)
-        emb = next(modules)(embedding(t, self.width).to(x.dtype))
+        emb = next(modules)(embedding(t.to(torch.promote_types(t.dtype, x.dtype)), self.width).to(x.dtype))
         emb = next(modules)(F.silu(emb))
         h = next(modules)(x)
         skips = [h]
