@@ -195,6 +195,14 @@ def test_torchs_own_are_refused_before_any_image_is_seen(part):
     assert defend(net.eval()).decide(images(1), 0).label.shape == (1,)
 
 
+@pytest.mark.parametrize("pack", [torch.jit.script, nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_packed_networks_are_seen_through(pack):
+    packed, x = pack(flat(nn.Dropout(0.5))), images(2)
+    with pytest.raises(UserError, match="in training mode"):
+        defend(packed).decide(x, 0)
+    assert torch.equal(defend(packed.eval()).decide(x, 0).logits, packed(x))
+
+
 def test_a_network_that_says_the_same_in_training_mode_is_taken_as_it_is():
     net, x = Plain(), images(3)
     assert torch.equal(defend(net).decide(x, 0).logits, net(x))

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 import lustral
 from components import images, net_denoiser, scramble
 from digits import digits
+from lustral.classifiers.resnet import ResNet
 from lustral.classifiers.small import SmallCNN
+from lustral.classifiers.wide import WideResNet
 from lustral.core.errors import UserError
 from lustral.core.noise import Key
 from lustral.core.vote import Majority, MeanLogits
@@ -110,6 +112,23 @@ def test_one_logit_is_attacked_and_assessed_as_two_classes():
     assert accuracy["worst"] == 0
 
 
+def test_a_probability_is_no_logit():
+    """Its sign would say class 1 of everything."""
+    for net in (nn.Sequential(LOGIT, nn.Sigmoid()), lambda x: LOGIT(x).sigmoid()):
+        with pytest.raises(UserError, match=r"a probability as it seems.*leave the sigmoid out.*torch\.logit"):
+            defend(net).decide(X, 0)
+    close = X[LOGIT(X)[:, 0].abs().argsort()[:1]]
+    with torch.no_grad():
+        LOGIT[1].bias += 0.2 - LOGIT(close).item()
+    assert defend(LOGIT).decide(close, 0).label.tolist() == [1], "a logit that happens to be in [0, 1]"
+
+
+def test_a_bare_network_is_no_victim():
+    for attack in (lustral.RandomSign(lustral.Linf(0.1), 1), lustral.APGD(lustral.Linf(0.1), lustral.exact(), steps=1)):
+        with pytest.raises(UserError, match=r"on a defence, not on SmallCNN; lustral\.defend\(classifier\) makes one"):
+            attack.run(NET, X, torch.zeros(4, dtype=torch.long), 0)
+
+
 def test_a_bare_classifier_is_a_source_of_a_transfer():
     search = lustral.PGD(lustral.Linf(0.2), lustral.exact(), steps=2)
     y = torch.tensor([0, 1, 2, 0])
@@ -195,6 +214,9 @@ def test_a_denoiser_that_returns_no_images_is_refused_where_it_is_asked():
 
 def test_images_of_another_shape_are_refused_by_name():
     colour = X.repeat(1, 3, 1, 1)
+    for net in (ResNet(width=4), WideResNet(depth=10, widen=1)):  # which once took one channel for three
+        with pytest.raises(UserError, match=r"takes images with 3 channels, but these have 1\."):
+            defend(net.eval()).decide(X, 0)
     for call in (lambda x: defend(NET).decide(x, 0), lambda x: defend(NET)(x), lambda x: defend(NET).bind(0)(x)):
         with pytest.raises(UserError, match=r"The classifier takes images with 1 channels, but these have 3\."):
             call(colour)

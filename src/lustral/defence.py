@@ -1,7 +1,7 @@
 """A defence: a classifier behind a purifier. The object that users hold."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,7 @@ class Defence(Modeless):
             self.add_module(f"inner_{i}", module)
         self._purifying, self._judging = Networks(purifier), Networks(classifier)
         self._secret, self._repeats = key is None, not (self._purifying.foreign or self._judging.foreign)
+        self._looked = False
         self._purifying.refuse()
         self._judging.refuse()
 
@@ -102,7 +103,21 @@ class Defence(Modeless):
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits [b, classes] of the classifier alone, on images that nothing purifies."""
-        return outputs.logits(outputs.asked("The classifier", self.classifier, self._judging.cast(x)), len(x))
+        at = self._judging.cast(x)
+        out = outputs.asked("The classifier", self.classifier, at)
+        if not self._looked:
+            self._refuse_probabilities(out, at)
+        return outputs.logits(out, len(x))
+
+    def _refuse_probabilities(self, out: Any, x: Tensor) -> None:
+        """Refuses, once, a classifier of two classes that says a probability, whose sign would always be one class."""
+        with aside():
+            if outputs.probabilities(out, self.classifier, x):
+                raise UserError(
+                    "This classifier says one number in [0, 1] of every image, a probability as it seems, but one "
+                    "number is taken for a logit, whose sign decides; leave the sigmoid out, or return its torch.logit."
+                )
+        self._looked = True
 
     def logits(self, x: Tensor, rng: Rng | Key | int | None, adjoint: Adjoint | None = None) -> Tensor:
         """Merged logits [b, classes] of one decision per row, each of ``vote.draws`` purifications in one batch."""
@@ -116,6 +131,7 @@ class Defence(Modeless):
         """What merged logits [b, classes] decide, [b] (-1: abstained, as always where one is NaN)."""
         return torch.where(merged.isnan().any(dim=1), ABSTAIN, self.vote.label(merged))
 
+    @differentiable
     def repeats(self, x: Tensor, rng: Rng | Key | int) -> None:
         """Says it, once asked to repeat itself, where this defence says two things of an image under the same noise."""
         if self._repeats or not len(x):

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import wraps
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -47,7 +48,15 @@ class Attack(Protocol):
 
 def searching(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
     """A search's ``run``: it keeps no graph, and whoever calls it in inference mode gets its gradients all the same."""
-    return differentiable(torch.no_grad()(run))
+
+    @wraps(run)
+    def on_victim(self: Attack, victim: Victim, *given: Any, **named: Any) -> Outcome:
+        if callable(victim) and not hasattr(victim, "logits"):
+            kind = type(victim).__name__
+            raise UserError(f"An attack is on a defence, not on {kind}; lustral.defend(classifier) makes one of it.")
+        return run(self, victim, *given, **named)
+
+    return differentiable(torch.no_grad()(on_victim))
 
 
 def begin(x0: Tensor, y: Tensor, rng: Rng | Key | int) -> Rng:

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..core import outputs
 from ..core.errors import UserError, unknown
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -45,6 +46,8 @@ class Normalise(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, channels, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.mean.shape[1]:  # one channel would be spread over all of them in silence
+            raise UserError(outputs.other_channels("The classifier", self.mean.shape[1], x.shape[1]))
         return (x - self.mean) / self.std
 
 

@@ -32,6 +32,7 @@ def purify(
     return clean
 
 
+@differentiable
 def _begun(purifier: Purifier, x: Tensor, rng: Rng | Key | int | None) -> tuple[Tensor, Veiled]:
     """Says what is wrong with a purifier or images; gives images in the networks' precision, and the noise."""
     check.purifier(purifier)

@@ -173,7 +173,8 @@ class Networks:
 
 def _own(thing: object) -> bool:
     """Whether a module's, an object's or a function's code is a user's, which may do anything."""
-    return _home(thing.__module__ if isfunction(thing) else type(thing).__module__) not in KEPT
+    written = _home(thing.__module__ if isfunction(thing) else type(thing).__module__) not in KEPT
+    return written or isinstance(thing, torch.jit.ScriptModule)
 
 
 def _random_or_of_the_batch(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .noise import Key
 
 NAMED = ("logits", "sample")
 """Where the networks of transformers and of diffusers keep what they say."""
@@ -77,8 +78,31 @@ def asked(who: str, network: Callable[..., Any], x: Tensor, *others: Tensor) -> 
             raise
         channels = re.search(r"to have (\d+) channels, but got (\d+) channels", said)
         if channels:
-            raise UserError(f"{who} takes images with {channels[1]} channels, but these have {channels[2]}.") from e
+            raise UserError(other_channels(who, channels[1], channels[2])) from e
         raise UserError(f"{who} does not take images of shape {list(x.shape[1:])} (torch: {said}).") from e
+
+
+def other_channels(who: str, known: int | str, given: int | str) -> str:
+    """What is said of images with another number of channels than a network's."""
+    return f"{who} takes images with {known} channels, but these have {given}."
+
+
+def probabilities(out: Any, network: Callable[[Tensor], Any], x: Tensor) -> bool:
+    """Whether a network seems to say one probability an image: a number in [0, 1] here and of noise and flat ones."""
+
+    def within(out: Any, n: int) -> bool:
+        found = picked(out, lambda t: t.dim() == 2 and len(t) == n)
+        single = isinstance(found, Tensor) and found.shape == (n, 1) and found.is_floating_point()
+        return single and bool(((found >= 0) & (found <= 1)).all())
+
+    if not within(out, len(x)):
+        return False
+    flat = torch.linspace(0, 1, PROBES, dtype=x.dtype, device=x.device).view(-1, 1, 1, 1).expand(-1, *x.shape[1:])
+    noise = Key(0).rng(PROBES).uniform(flat)
+    return within(network(torch.cat([flat, noise, (noise > 0.5).to(noise)])), 3 * PROBES)
+
+
+PROBES = 16
 
 
 SHAPES = "channels|shape|size|dimension|Size|Dimension"

@@ -174,7 +174,7 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [f"{path}: {json.dumps(a)[:80]} → {json.dumps(b)[:80]}"]
 
 
-RUNTIME = {"lanes", "_key", "_calls", "_secret", "_repeats", *vars(nn.Module())}
+RUNTIME = {"lanes", "_key", "_calls", "_secret", "_repeats", "_looked", *vars(nn.Module())}
 """Attributes of modules that change no result (a defence may compute fewer rows at a time), or are described apart."""
 COMPLETE = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.Embedding),
