@@ -39,7 +39,7 @@ _HOMES = {
     "attacks.square": ("Square",),
     "attacks.stadv": ("Flow", "StAdv"),
     "evaluate.protocol": ("Data",),
-    "shell.assess": ("assess",),
+    "shell.assess": ("assess", "verify"),
     "shell.shipped": ("classifier", "data", "denoiser", "load", "recommended", "reference"),
 }
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
@@ -87,5 +87,5 @@ if TYPE_CHECKING:
     from .purifiers.sample_specific import Reference, ScoreNorm
     from .samplers import DDIM, DDPM, ODE, SDE, Heun, Langevin, OneShot
     from .schedules import VE, VP, DiscreteVP
-    from .shell.assess import assess
+    from .shell.assess import assess, verify
     from .shell.shipped import classifier, data, denoiser, load, recommended, reference

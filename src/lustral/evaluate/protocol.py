@@ -33,14 +33,15 @@ KNOWLEDGE = ("fresh", "known", "init", "step")
 
 
 class Data(NamedTuple):
-    """Images with stable identities: ids [n], x [n, c, h, w] in [0, 1], y [n]."""
+    """Images with stable identities: ids [n], x [n, c, h, w] in [0, 1], y [n]; the names of the classes, if any."""
 
     ids: Tensor
     x: Tensor
     y: Tensor
+    classes: tuple[str, ...] = ()
 
     def __getitem__(self, rows) -> "Data":
-        return Data(*(part[rows] for part in (self.ids, self.x, self.y)))
+        return Data(self.ids[rows], self.x[rows], self.y[rows], self.classes)
 
 
 def shuffled(data: Data, key: Key) -> list[int]:

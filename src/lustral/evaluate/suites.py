@@ -6,7 +6,9 @@ is sound (a ladder of ever better gradients, fixed noise, an attack without boun
 worst candidate anew, on noise that nothing has seen. Its accuracy is the suite's number.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from ..attacks.apgd import APGD
 from ..attacks.composed import Targeted, Transfer
@@ -29,6 +31,7 @@ from .protocol import Job, Stage, System
 from .sizes import SIZES, Size
 
 TWIN = Key(0, ("twin",))  # the noise of the fixed-noise twin from which candidates are transferred
+NONE: Mapping[str, Attack] = MappingProxyType({})
 CURVE = (0.25, 0.5, 1.5, 2.0)  # of eps; the exact control is the fifth point
 
 
@@ -79,8 +82,13 @@ class Setting:
         return Defence(self.system.defence.classifier)
 
 
-def jobs(name: str, systems: list[System], threat: Threat, images: int, budget: int = 0) -> list[Job]:
-    """The plan of a suite: every stage of every system."""
+def jobs(
+    name: str, systems: list[System], threat: Threat, images: int, budget: int = 0, own: Mapping[str, Attack] = NONE
+) -> list[Job]:
+    """The plan of a suite: every stage of every system; ``own`` are further attacks, which let no image go.
+
+    The worst case chooses from those of the same threat too.
+    """
     if name not in SIZES:
         raise unknown("suite", name, SIZES)
     found = []
@@ -90,7 +98,7 @@ def jobs(name: str, systems: list[System], threat: Threat, images: int, budget: 
         stages = [(stage, images) for stage in always(at)] + [(stage, few) for stage in controls(at)]
         stages += [(stage, few) for stage in other_threats(at)] if name == "gold" else []
         found += [Job(system, stage, count) for stage, count in stages]
-        found += [Job(system, stage, images) for stage in cascade(at, name)]
+        found += [Job(system, stage, images) for stage in cascade(at, name, own)]
     return found
 
 
@@ -148,7 +156,7 @@ def other_threats(at: Setting) -> list[Stage]:
     return [*stages, Stage("stadv", bent, at.size.judge)]
 
 
-def cascade(at: Setting, name: str) -> list[Stage]:
+def cascade(at: Setting, name: str, own: Mapping[str, Attack] = NONE) -> list[Stage]:
     """The attacks, the cheapest first, and the judgement of each image's worst candidate."""
     found = attacks(at) if name != "gold" else attacks(at) | thorough(at)
     stages: list[Stage] = []
@@ -157,8 +165,9 @@ def cascade(at: Setting, name: str) -> list[Stage]:
         stages.append(Stage(called, attack, at.size.judge, after=before))
     # Controls at this threat have candidates too; a worst case that left out a stronger one would be no worst case.
     controls = ("exact", "black-box") if at.bare else ("blind", "bpda", "exact", "black-box")
-    choices = ("clean", "null", *controls, *found)
-    return [*stages, Stage("worst", None, at.size.final, choose=choices, threat=at.threat)]
+    more = [Stage(called, attack, at.size.judge) for called, attack in own.items()]
+    choices = ("clean", "null", *controls, *found, *(stage.name for stage in more if stage.bound == at.threat))
+    return [*stages, *more, Stage("worst", None, at.size.final, choose=choices, threat=at.threat)]
 
 
 def attacks(at: Setting) -> dict[str, Attack]:

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..core import check
-from ..core.errors import UserError
+from ..core.errors import UserError, unknown
 from ..core.networks import modules_in
 from ..core.noise import Key
 from ..core.threat import Threat
@@ -19,29 +20,102 @@ from ..defence import Defence
 from ..denoisers.base import Meter
 from ..evaluate import sizes, suites
 from ..evaluate.certificate import draws_noise
-from ..evaluate.protocol import Data, System, shuffled
-from . import build, folder, plan, results, runner, views
+from ..evaluate.protocol import Data, Job, System, shuffled
+from . import build, folder, given, labels, plan, recorded, results, review, runner, views
+from .assessment import Assessment
 from .ledger import Ledger
 from .options import Resources
 
 
 def assess(
     defences: Defence | dict[str, Defence],
-    data: Data,
+    data: Any,
     threat: Threat,
     suite: str = "quick",
     *,
+    attacks: Mapping[str, Any] | None = None,
+    images: int | None = None,
+    classes: Sequence[str] | None = None,
     out: Path | str | None = None,
     seed: int = 0,
     allow_red: bool = False,
     resources: Resources | None = None,
-) -> dict:
+) -> Assessment:
     """Evaluates defences by a suite and returns its results (rows, findings, details; see docs/suites.md).
 
-    ``defences`` may be several by name, which are compared by paired tests. ``out`` is the folder of the run, which is
-    resumed where it stopped and gets ledger.sqlite, results.json and report.html; without it nothing is kept.
+    ``defences`` may be several by name, which are compared by paired tests. ``data`` is ``lustral.data(...)``, a pair
+    (images, labels) of tensors or arrays, a torch Dataset or a DataLoader; its first ``images`` are used, and
+    ``classes`` names the labels where it does not. ``attacks`` are further ones by name: an attack with ``threat`` and
+    ``run``, an attack of torchattacks (whose model is replaced), or a function (model, x, y) → images; all images face
+    them, and the worst case chooses from those of this threat too. ``out`` is the folder of the run, which is resumed
+    where it stopped and gets ledger.sqlite, results.json and report.html; without it nothing is kept.
     """
     resources = resources or Resources()
+    data = given.data(data, images, classes)
+    run = prepare(defences, data, threat, suite, attacks or {}, Key(seed), resources)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as watching:
+        for system in run.systems:
+            _count(system, watching)
+        with runner.open_ledger(run.jobs, data, run.key, Path(out or scratch), {"suite": sizes.title(suite)}) as ledger:
+            runner.certify_all(run.systems, data, threat, run.key, ledger, resources, suite)
+            runner.execute(run.jobs, data, run.key, ledger, resources)
+            found, shown = fold(run, ledger), views.pictures(ledger, run.jobs, data, run.key)
+    found = folder.hold_back(found, allow_red)
+    if out is not None:
+        folder.publish(Path(out), found, shown)
+    return Assessment(MappingProxyType(found), None if out is None else Path(out))
+
+
+def verify(
+    run: Path | str,
+    defences: Defence | dict[str, Defence] | None = None,
+    *,
+    data: Any = None,
+    attacks: Mapping[str, Any] | None = None,
+    images: int = 4,
+    resources: Resources | None = None,
+) -> str:
+    """Runs a random handful of a run's images again, and says how near its ledger is; an error where it is not.
+
+    A run of ``assess`` needs its ``defences`` (and ``attacks``) as they were, which its folder does not hold. Its
+    images are those of the ledger, or ``data``, which must be given where ids were not in ascending order.
+    """
+    place, resources = Path(run), resources or Resources()
+    if defences is None:
+        return review.verify(place, images, resources)
+    with Ledger(place / "ledger.sqlite") as ledger:
+        spec, threat = ledger.spec(), recorded.threat(ledger)
+        chosen = recorded.clean(ledger) if data is None else given.data(data)
+    suite = next((name for name in sizes.SIZES if sizes.title(name) == spec.get("suite")), "")
+    again = prepare(defences, chosen, threat, suite, attacks or {}, Key(spec["key"]["seed"]), resources)
+
+    def told(ledger: Ledger, said: dict, _: bool) -> dict:
+        return fold(again, ledger, said["data"].get("classes"))
+
+    return review.hold(place, again, told, images, resources)
+
+
+class Run(NamedTuple):
+    """What an assessment's arguments mean."""
+
+    jobs: list[Job]
+    systems: list[System]
+    data: Data
+    threat: Threat
+    key: Key
+    suite: str
+
+
+def prepare(
+    defences: Defence | dict[str, Defence],
+    data: Data,
+    threat: Threat,
+    suite: str,
+    attacks: Mapping[str, Any],
+    key: Key,
+    resources: Resources,
+) -> Run:
+    """The jobs of a suite, and of further attacks, for these defences."""
     build.prepare(resources)
     if resources.device != "cpu":
         raise UserError("assess computes where your networks do: lustral.shell.device.on('cuda', net) moves one.")
@@ -51,19 +125,13 @@ def assess(
     systems = [System(name, defence, Meter()) for name, defence in named.items()]
     few = data[: plan.PROBED]
     systems = [replace(system, random=draws_noise(system.defence, few, threat)) for system in systems]
-    jobs = suites.jobs(suite, systems, threat, len(data.ids), int(runner.each(resources).budget * 2**30))
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as watching:
-        for system in systems:
-            _count(system, watching)
-        place, key = Path(out or scratch), Key(seed)
-        with runner.open_ledger(jobs, data, key, place, {"suite": sizes.title(suite)}) as ledger:
-            runner.certify_all(systems, data, threat, key, ledger, resources, suite)
-            runner.execute(jobs, data, key, ledger, resources)
-            found, shown = _fold(ledger, jobs, data, key, threat, sizes.title(suite))
-    found = folder.hold_back(found, allow_red)
-    if out is not None:
-        folder.publish(Path(out), found, shown)
-    return found
+    if suite not in sizes.SIZES:
+        raise unknown("suite", suite, sizes.SIZES)
+    own = given.attacks(attacks, threat, sizes.SIZES[suite].eot if any(s.random for s in systems) else 1)
+    budget = int(runner.each(resources).budget * 2**30)
+    jobs = suites.jobs(suite, systems, threat, len(data.ids), budget, own)
+    title = " and ".join([sizes.title(suite), *own])
+    return Run(jobs, systems, data, threat, key, title)
 
 
 def _check(defences: dict[str, Defence], data: Data) -> None:
@@ -108,24 +176,24 @@ def _tensors(out: object) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _fold(
-    ledger: Ledger, jobs: Sequence, data: Data, key: Key, threat: Threat, suite: str
-) -> tuple[dict, dict[str, np.ndarray]]:
+def fold(run: Run, ledger: Ledger, classes: Sequence[str] | None = None) -> dict:
+    """What the ledger of a run says, before anything is held back."""
+    names = labels.spoken(run.data.classes) if classes is None else classes
     found = results.results(
         ledger,
-        jobs,
-        order=shuffled(data, key),
-        title=", ".join(dict.fromkeys(job.system.name for job in jobs)),
+        run.jobs,
+        order=shuffled(run.data, run.key),
+        title=", ".join(dict.fromkeys(job.system.name for job in run.jobs)),
         command="lustral.assess",
-        suite=suite,
-        seed=key.seed,
+        suite=run.suite,
+        seed=run.key.seed,
         data={
             "name": "given",
             "split": "given",
-            "images": len(data.ids),
+            "images": len(run.data.ids),
             "sha256": ledger.spec()["data"]["x"]["sha256"],
+            "classes": list(names),
         },
-        threat={"norm": type(threat).__name__.lower(), "eps": threat.eps, "why": ""},
+        threat={"norm": type(run.threat).__name__.lower(), "eps": run.threat.eps, "why": ""},
     )
-    found["seconds"] = round(sum(row["seconds"] for row in found["rows"]), 1)
-    return found, views.pictures(ledger, jobs, data, key)
+    return found | {"seconds": round(sum(row["seconds"] for row in found["rows"]), 1)}

@@ -15,7 +15,7 @@ def grows(old: dict, new: dict, data: Data) -> bool:
     count = images(old)
     if not count < len(data.ids) or _rest(old) != _rest(new):
         return False
-    first = data[:count]._asdict()
+    first = {"ids": data.ids[:count], "x": data.x[:count], "y": data.y[:count]}
     more = all(a["images"] <= b["images"] for a, b in zip(old["jobs"], new["jobs"], strict=True))
     return more and json.loads(json.dumps(described(first))) == old["data"]
 

@@ -31,31 +31,23 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
     [k, 3] (``/said``: on clean, attacked, purified), frames [n, c, h, w] (``/trajectory``) and their rms distances to
     the clean image [n] (``/trajectory_norm``); ``y`` [k] has the true labels.
     """
-    withheld, names = results.get("withheld") or {}, (results.get("data") or {}).get("classes") or []
+    names = (results.get("data") or {}).get("classes") or []
     rows, details, looks = results.get("rows") or [], results.get("details") or {}, looks_of(results, pictures)
-    main = main_rows(results)
+    said = _said(results, looks)
+    results, main = said["results"], said["main"]
     attacks = {
         look: [r for r in rows if r.get("group") == "attack" and r["system"] == look.name] for look in looks.values()
     }
-    threat = results.get("threat") or {}
-    results = results | {"threat": threat | {"norm": NORMS.get(threat["norm"], threat["norm"])}} if threat else results
     pictures = {name: np.asarray(array) for name, array in pictures.items()}
     gain, films = grids.gain(looks.values(), pictures), sum(name.endswith("/attacked") for name in pictures)
     count = max(2, PICTURED // max(1, films))
-    heads = _heads(main, looks, withheld)
     return _template().render(
-        results=results,
-        looks=looks,
-        main=main,
+        **said,
         shown=[(None, row) for row in rows if row.get("group", "main") in ("main", "attack")],
         attacks={look: found for look, found in attacks.items() if found},
-        systems=[look for look in looks.values() if any(name == look.name for name, _ in main)],
         stages=stages_of(main),
         folds=_folds(rows),
-        heads=heads,
-        lowest=[(look, row) for look, row in _lowest(main, looks, withheld) if (look, row) not in heads],
         optional=_optional(rows),
-        unsaid=[looks[name].label for name in withheld if not _shown(main, name)],
         held={row["system"] for row in rows if row.get("held")},
         checks=_checks(results, main),
         detailed=[looks[name] for name in details],
@@ -69,6 +61,28 @@ def render(results: dict, pictures: dict[str, np.ndarray]) -> str:
         grids=[grid for look in looks.values() if (grid := grids.grid(look, pictures, gain, count, names))],
         strips=[strip for look in looks.values() if (strip := grids.strip(look, pictures))],
     )
+
+
+def sentence(results: dict) -> str:
+    """What the page says first, as one line of text: what was attacked, and how much is left."""
+    said = _template().make_module(_said(results, looks_of(results, {}))).verdict()
+    return " ".join(said.striptags().split())
+
+
+def _said(results: dict, looks: dict[str, Look]) -> dict:
+    """What the first sentence is made of."""
+    withheld, main, threat = results.get("withheld") or {}, main_rows(results), results.get("threat") or {}
+    heads = _heads(main, looks, withheld)
+    spelt = {"threat": threat | {"norm": NORMS.get(threat["norm"], threat["norm"])}} if threat else {}
+    return {
+        "results": results | spelt,
+        "looks": looks,
+        "main": main,
+        "systems": [look for look in looks.values() if any(name == look.name for name, _ in main)],
+        "heads": heads,
+        "lowest": [(look, row) for look, row in _lowest(main, looks, withheld) if (look, row) not in heads],
+        "unsaid": [looks[name].label for name in withheld if not _shown(main, name)],
+    }
 
 
 def _template() -> jinja2.Template:

@@ -4,12 +4,14 @@ import json
 import math
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ..core.errors import UserError
+from ..core.noise import Key
 from ..core.spec import differences
 from ..evaluate import sizes
 from ..evaluate.protocol import Data, Job, decided
@@ -19,10 +21,27 @@ from .ledger import Ledger
 from .options import Resources
 
 
+class Runnable(Protocol):
+    """What of a plan is needed to run its images again."""
+
+    jobs: list[Job]
+    data: Data
+    key: Key
+
+
+Fold = Callable[[Ledger, dict, bool], dict]
+"""What a ledger says, beside results that are there, and if the run may have stopped early."""
+
+
 def verify(place: Path, images: int, resources: Resources) -> str:
     """Holds a run's results against its ledger, and the ledger against some images that it runs again, all stages."""
     build.prepare(resources)
     planned = plan.load(place, resources)
+    return hold(place, planned, lambda at, said, stop: plan.fold(planned, at, said["command"], stop), images, resources)
+
+
+def hold(place: Path, planned: Runnable, fold: Fold, images: int, resources: Resources) -> str:
+    """The same for any run that can be run again."""
     with Ledger(place / "ledger.sqlite") as ledger, tempfile.TemporaryDirectory() as scratch:
         stored = ledger.spec()
         settled = [_settled(job, planned.data, ledger) for job in planned.jobs]
@@ -35,13 +54,13 @@ def verify(place: Path, images: int, resources: Resources) -> str:
                 "There is nothing to verify: ask for at least 1 image of a run that has finished all stages of some."
             )
         chosen = set(secrets.SystemRandom().sample(done, min(images, len(done))))
-        facts = {name: stored.get(name) for name in ("micro_batch", "suite")}
+        facts = {name: stored[name] for name in ("micro_batch", "suite") if name in stored}
         with runner.open_ledger(planned.jobs, planned.data, planned.key, Path(scratch), facts) as again:
             if again.spec() != stored:
                 lines = differences(stored, again.spec())
                 raise UserError(f"{place} cannot be run again as it was; what differs is {'; '.join(lines[:3])}.")
             if (place / "results.json").exists():
-                _claimed(place, planned, ledger)
+                _claimed(place, fold, ledger)
             runner.execute(planned.jobs, planned.data, planned.key, again, resources, chosen)
             counts = [_same(job, ledger, again, chosen) for job in planned.jobs]
     draws, worst = sum(n for n, _ in counts), max(gap for _, gap in counts)
@@ -50,11 +69,11 @@ def verify(place: Path, images: int, resources: Resources) -> str:
     return f"Verified images {names}: candidates, looks and {draws:,} draws of {len(counts)} stages are {how}."
 
 
-def _claimed(place: Path, planned: plan.Plan, ledger: Ledger) -> None:
+def _claimed(place: Path, fold: Fold, ledger: Ledger) -> None:
     """Refuses results that are not what the ledger says; whether it stopped early is not kept, so both may be."""
     said, _ = folder.read(place)
     for stopped in (False, True):
-        found = plan.fold(planned, ledger, said["command"], stopped)
+        found = fold(ledger, said, stopped)
         for allow_red in (False, True):
             shown = json.loads(json.dumps(folder.finite(folder.hold_back(found, allow_red))))
             if _alike(shown, said | {part: shown[part] for part in LOCAL if part in said}):

@@ -33,8 +33,8 @@ def read_json(place: Path, what: str) -> dict:
     if not place.exists():
         if what == "options" and (place.parent / "ledger.sqlite").exists():
             raise UserError(
-                f"There are no options in {place.parent}. A run of `lustral.assess` has none, as only your own program "
-                "can build its networks; this command needs a run of `lustral evaluate`."
+                f"There are no options in {place.parent}. A run of `lustral.assess` or of the demo has none; this needs "
+                "a run of `lustral evaluate` (in Python, lustral.verify(run, defences) verifies one of assess)."
             )
         who = "`lustral evaluate`" if what == "options" else "a finished `lustral evaluate` or `lustral demo`"
         raise UserError(f"There are no {what} in {place.parent}; {who} leaves them there.")

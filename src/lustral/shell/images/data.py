@@ -38,7 +38,8 @@ def load_bytes(name: str, split: str = "test") -> Data:
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    return parts(name).pick(split, name)
+    source = parts(name)
+    return source.pick(split, name)._replace(classes=tuple(source.classes))
 
 
 def folder() -> Path:
