@@ -51,8 +51,8 @@ def assess(
     where it stopped and gets ledger.sqlite, results.json and report.html; without it nothing is kept.
     """
     resources = resources or Resources()
-    data = given.data(data, images, classes)
-    run = prepare(defences, data, threat, suite, attacks or {}, Key(seed), resources)
+    run = prepare(defences, given.data(data, images, classes), threat, suite, attacks or {}, Key(seed), resources)
+    data = run.data
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as watching:
         for system in run.systems:
             _count(system, watching)

@@ -38,7 +38,7 @@ class Assessment(Mapping):
         """For every system with a red finding, what it says."""
         said = self.found["findings"]
         red = {name: [f["text"] for f in said[name] if f["level"] == "red"] for name in self.found["withheld"]}
-        return {name: f"{name} is withheld because: {' '.join(texts)}" for name, texts in red.items()}
+        return {name: f"{name} is withheld because of this: {' '.join(texts)}" for name, texts in red.items()}
 
     @property
     def rows(self) -> Any:

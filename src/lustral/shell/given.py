@@ -43,8 +43,10 @@ def data(given: Any, images: int | None = None, classes: Iterable[str] | None = 
     else:
         raise UserError(f"Images are given as {TAKEN}, not as {type(given).__name__}.")
     source = given.dataset if isinstance(given, DataLoader) else given
-    named = getattr(source, "classes", None) if classes is None else classes
-    return found._replace(classes=tuple(map(str, named or ())))
+    named = tuple(map(str, (getattr(source, "classes", None) if classes is None else classes) or ()))
+    if classes is not None and len(found.y) and int(found.y.max()) >= len(named):
+        raise UserError(f"There are {len(named)} names of classes, but labels up to {int(found.y.max())}.")
+    return found._replace(classes=named)
 
 
 def _loaded(loader: DataLoader, images: int | None) -> Data:

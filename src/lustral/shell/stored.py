@@ -33,7 +33,7 @@ def read_json(place: Path, what: str) -> dict:
     if not place.exists():
         if what == "options" and (place.parent / "ledger.sqlite").exists():
             raise UserError(
-                f"There are no options in {place.parent}. A run of `lustral.assess` or of the demo has none; this needs "
+                f"There are no options in {place.parent}. A run of `lustral.assess` or the demo has none; this needs "
                 "a run of `lustral evaluate` (in Python, lustral.verify(run, defences) verifies one of assess)."
             )
         who = "`lustral evaluate`" if what == "options" else "a finished `lustral evaluate` or `lustral demo`"
