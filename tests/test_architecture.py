@@ -18,6 +18,7 @@ RANK = {
     "denoisers": 3,
     "classifiers": 3,
     "purifiers": 4,
+    "export": 4,
     "defence": 5,
     "attacks": 6,
     "certify": 6,

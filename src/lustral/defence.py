@@ -15,6 +15,7 @@ from .core.networks import Modeless, Networks, aside, modules_in, same
 from .core.noise import Key, Mixed, Rng, Veiled, as_key, as_rng, veiled
 from .core.purifier import Purifier
 from .core.vote import ABSTAIN, Single, Vote
+from .export import Exportable, Fixed
 
 Classifier = Callable[[Tensor], Tensor]
 
@@ -164,6 +165,17 @@ class Defence(Modeless):
         With None it is noise that nobody knows, the same at every call.
         """
         return Bound(self, rng)
+
+    def exportable(self, like: Tensor, rng: Rng | Key | int | None = None) -> Exportable | Fixed:
+        """The same for ``torch.export``, ONNX and ``torch.compile``: nothing in it looks at the images' values.
+
+        It is for batches of the size and shape of ``like`` [b, c, h, w]. With ``rng`` it is ``net(x)``, whose noise is
+        that of ``bind(rng)``; without, ``net(x, *noise)``. Purifiers that decide by the images what to compute (ADP,
+        SSNI, ``when``) or differentiate (guidance) are refused.
+        """
+        self.decide(like, 0)  # which says what is wrong with images or networks
+        net = Exportable(self.classifier, self.purifier, self.vote, self._judging.cast(self._purifying.cast(like)))
+        return net if rng is None else Fixed(net, net.noise(rng))
 
     def forward(self, x: Tensor) -> Tensor:
         check.images(x, slack=0.5)  # searches of other libraries look at neighbours of images, also outside the range

@@ -51,6 +51,20 @@ class Row(NamedTuple):
     offset: float | Tensor
 
 
+class Ends(NamedTuple):
+    """How a table begins and ends: scales and first noise like a row's values, and whether it draws and remembers."""
+
+    scale_in: float | Tensor
+    sigma_in: float | Tensor
+    scale_out: float | Tensor
+    noisy: bool
+    pulled: bool
+
+
+def _noisy(table: Table) -> tuple[bool, bool]:
+    return bool((table.sigma_in > 0).any()), bool((table.pull != 0).any())
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """Diffuses to ``t_star`` on ``schedule``, then reverses with ``sampler``.
@@ -107,25 +121,35 @@ class Diffusion:
         columns = (c[0].tolist() for c in _columns(table))
         return table.sigma[0].tolist(), [Row(*values) for values in zip(*columns, strict=True)]
 
+    @cached_property
+    def _edges(self) -> Ends:
+        """The ends of the shared table as plain numbers, so that no step of a constant t* looks into a tensor."""
+        table = self._shared
+        return Ends(*(float(part) for part in (table.scale_in, table.sigma_in, table.scale_out)), *_noisy(table))
+
+    def _ends(self, table: Table | None, like: Tensor) -> Ends:
+        """The ends of a table of the samples' own, or of the shared one (None)."""
+        if table is None:
+            return self._edges
+        return Ends(*(column(part, like) for part in (table.scale_in, table.sigma_in, table.scale_out)), *_noisy(table))
+
     def init(self, x: Tensor, rng: Rng) -> TableState:
         return self.begin(x, x, x, rng)
 
     def begin(self, x: Tensor, seen: Tensor, guide: Tensor, rng: Rng) -> TableState:
         """Like ``init``; a ``t_star`` that is a function is asked about ``seen``, guidance is given ``guide``."""
-        table = self._shared
-        if table is None:
+        table = None
+        if self._shared is None:
             t_star = self.t_star(seen).double()
             # A float32 t_max may lie above the float64 one by its rounding.
             if t_star.shape != (len(x),) or not bool(((t_star > 0) & (t_star <= self.t_max * (1 + 1e-6))).all()):
                 raise UserError(f"t_star must give one time in (0, t_max={self.t_max:g}] per image; clamp it there.")
             table = self.sampler.table(self.schedule, t_star, self.n_steps)
-        scale, sigma = column(table.scale_in, x), column(table.sigma_in, x)
-        y = 0.5 + scale * (x - 0.5)
-        if bool((table.sigma_in > 0).any()):
-            y = y + sigma * rng.normal(x)
-        register = x if bool((table.pull != 0).any()) else None
-        own = None if self._shared is not None else table
-        return TableState(y, register, own, None if self.guidance is None else guide)
+        ends = self._ends(table, x)
+        y = 0.5 + ends.scale_in * (x - 0.5)
+        if ends.noisy:
+            y = y + ends.sigma_in * rng.normal(x)
+        return TableState(y, x if ends.pulled else None, table, None if self.guidance is None else guide)
 
     def step(self, i: int, state: TableState, rng: Rng) -> TableState:
         if state.table is None:
@@ -171,8 +195,7 @@ class Diffusion:
         return None if state.table is None else (state.table.b != 0).sum(dim=1)
 
     def readout(self, state: TableState) -> Tensor:
-        table = self._shared if state.table is None else state.table
-        x = 0.5 + column(table.scale_out, state.y) * (state.y - 0.5)
+        x = 0.5 + self._ends(state.table, state.y).scale_out * (state.y - 0.5)
         return x.clamp(0, 1) if self.clamp else x
 
 
