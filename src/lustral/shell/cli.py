@@ -11,7 +11,7 @@ from jsonargparse import auto_cli, set_parsing_settings
 from .. import __version__
 from ..core.errors import UserError
 from . import names
-from .finished import compare, detect, export, merge, plot, report, verify
+from .finished import compare, detect, export, merge, plot, report, verify_run
 from .networks import get_data, measure_reference, train
 from .options import (
     Classification,
@@ -276,7 +276,7 @@ COMMANDS = {
     "tune": tune,
     "merge": merge,
     "compare": compare,
-    "verify": verify,
+    "verify": verify_run,
     "controls": check_controls,
     "detect": detect,
     "export": export,

@@ -36,7 +36,7 @@ def compare(a: Path, b: Path) -> None:
     show.comparison(comparison.runs(a, b))
 
 
-def verify(run: Path, images: int = 4, resources: Resources = Resources()) -> None:
+def verify_run(run: Path, images: int = 4, resources: Resources = Resources()) -> None:
     """Run a random handful of a run's images again, and check that its ledger says the same.
 
     Args:

@@ -36,6 +36,7 @@ def train(
     check_every: int = 0,
     threads: int | None = None,
     licence: str | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
 ) -> None:
     """Train a network, and write safetensors with a card, a log and pictures. Resumes where it stopped.
 
@@ -55,6 +56,7 @@ def train(
         check_every: Steps between measurements of the averaged network (-checks.csv); 0: none on the way.
         threads: CPU threads; default: all, and with torchrun one for each process.
         licence: Under which the weights are yours to give, for their card, like CC-BY-4.0; default: not stated.
+        device: Where it computes; default: a GPU where there is one (CUDA_VISIBLE_DEVICES says which).
     """
     names.images.check(data)
     names.networks(network.start, adversary.guide if task in ("addt", "adbm") else None)
@@ -62,9 +64,9 @@ def train(
     from .trainer import fit, tasks
 
     memory.keep()
-    build.prepare(Resources(threads=threads))
+    build.prepare(Resources(threads=threads, device=device or "cpu"))
     asked = tasks.Asked(task, network, noise, standard.adversary(adversary, data), smoothing, recipe.seed)
-    made = fit.run(asked, out, fit.Choice(data, split, extra), recipe, check_every, licence)
+    made = fit.run(asked, out, fit.Choice(data, split, extra), recipe, check_every, licence, device)
     if made is not None:
         show.card(made)
         show.done(out)

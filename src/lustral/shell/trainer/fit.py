@@ -86,18 +86,25 @@ class Checks:
 
 
 def run(
-    asked: Asked, out: Path, choice: Choice, recipe: Recipe, check_every: int = 0, licence: str | None = None
+    asked: Asked,
+    out: Path,
+    choice: Choice,
+    recipe: Recipe,
+    check_every: int = 0,
+    licence: str | None = None,
+    device: str | None = None,
 ) -> weights.Card | None:
     """Trains what was asked for and writes ``out``; returns its card, or None in a process that is not the first.
 
     An interrupted run goes on where it stopped, also with another number of processes. If ``check_every`` is not 0,
     the averaged network is measured every so many steps: on validation images where those were kept out, else on test
-    images.
+    images. Without a ``device`` a GPU is used where there is one.
     """
     check_suffix(out, ".safetensors", "Weights are .safetensors files")
     check_writable(out)
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience])
     parts = labels.meet(datasets.parts(choice.data), choice.data, tasks.judges(asked))
     train_set, test = (parts.pick(split, choice.data) for split in (choice.split, "test"))
     task = tasks.make(asked, train_set, len(parts.classes))
