@@ -124,10 +124,10 @@ def test_a_finished_run_is_not_run_again(run, tmp_path, monkeypatch, lustral):
         assert after[name] == before[name]
 
 
-def test_more_images_are_another_run(run, tmp_path, capsys, lustral):
+def test_other_noise_is_another_run(run, tmp_path, capsys, lustral):
     shutil.copytree(run, tmp_path / "copy")
-    assert lustral("evaluate", tmp_path / "copy", *RUN, "--images=6") == 2
-    assert "It differs in data" in capsys.readouterr().err
+    assert lustral("evaluate", tmp_path / "copy", *RUN, "--seed=6") == 2
+    assert "It differs in key.seed" in capsys.readouterr().err
 
 
 def test_null_needs_no_quotes_in_a_list_of_stages(run):
