@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks import store, tables, trainings
 from benchmarks.store import Part, Table
 from lustral.core.errors import UserError
-from lustral.shell import config, plan, runner
+from lustral.shell import config, plan, runner, standard
 from lustral.shell.images.corruptions import CORRUPTIONS
 from lustral.shell.options import Resources
 
@@ -59,7 +59,7 @@ def finished(place: Path, path: Path, corruption: str | None) -> bool:
     """Whether a folder has the results of just this configuration; ``lustral evaluate`` refuses those of another."""
     if not (place / "results.json").exists():
         return False
-    asked = asdict(replace(config.read(path), corruption=corruption))
+    asked = asdict(standard.evaluation(replace(config.read(path), corruption=corruption)))
     return json.loads((place / "run.json").read_text(encoding="utf-8")) == json.loads(json.dumps(asked))
 
 

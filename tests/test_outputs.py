@@ -99,7 +99,7 @@ def test_one_logit_says_two_classes_by_its_sign(vote):
 
 
 def test_one_logit_is_attacked_and_assessed_as_two_classes():
-    _, x, _ = digits(6)
+    x = digits(6).x
     with torch.no_grad():
         LOGIT[1].bias -= LOGIT(x).median()
     y = (LOGIT(x)[:, 0] > 0).long()

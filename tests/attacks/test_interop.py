@@ -42,7 +42,7 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 def check(model: nn.Module, x: torch.Tensor) -> None:
     """The attack kept to its threat and took at least an eighth of the accuracy."""
-    _, x0, y = digits(N)
+    _, x0, y, _ = digits(N)
     assert float((x - x0).abs().max()) <= EPS + 1e-6
     assert float(x.min()) >= 0
     assert float(x.max()) <= 1
@@ -163,7 +163,7 @@ def test_the_art_preprocessor_before_a_classifier_is_the_bound_defence():
 
 def test_a_foreign_model_shows_the_mean_over_draws():
     """The true class holds minus the EOT loss and has its exact gradient; noise is new at each call of any rows."""
-    system, (_, x, y) = defence(), digits(N)
+    system, (_, x, y, _) = defence(), digits(N)
     eot, leaf = 8, x.clone().requires_grad_()
     model = Averaged(system, KEY, eot)
     seen = model(leaf)
@@ -180,7 +180,7 @@ def test_a_foreign_model_shows_the_mean_over_draws():
 
 def test_cross_entropy_of_a_foreign_model_is_that_of_the_mean_logits():
     """At one draw that is ours, gradient and all; at more it is less than the EOT loss and climbs with it."""
-    system, (_, x, y) = defence(), digits(N)
+    system, (_, x, y, _) = defence(), digits(N)
     for eot, similar in ((1, 0.999), (8, 0.5)):
         rng, leaf = KEY.fold("call", 1).rng(N), x.clone().requires_grad_()
         loss = cross_entropy(Averaged(system, KEY, eot)(leaf), y)
@@ -193,7 +193,7 @@ def test_cross_entropy_of_a_foreign_model_is_that_of_the_mean_logits():
 
 
 def test_a_foreign_model_averages_decisions_of_a_vote():
-    base, (_, x, y) = defence(), digits(N)
+    base, (_, x, y, _) = defence(), digits(N)
     system = Defence(base.classifier, base.purifier, MeanLogits(2))
     look = exact(3)(system, x, y, cross_entropy, KEY.fold("call", 1).rng(N))
     seen = Averaged(system, KEY, 3)(x)
@@ -232,7 +232,7 @@ def test_a_library_leaves_weights_statistics_and_modes_as_they_were(library):
     parts = nn.BatchNorm2d(1, momentum=0.5), nn.Dropout(), nn.Flatten(), nn.Linear(64, CLASSES)
     network = nn.Sequential(*parts).eval()
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    victim, (_, x, y) = Defence(network), digits(N)
+    victim, (_, x, y, _) = Defence(network), digits(N)
     said = victim.decide(x, KEY).logits
     with seeded(0, torch.device("cpu")):
         attacked_by(library, victim, x, y)
@@ -243,7 +243,7 @@ def test_a_library_leaves_weights_statistics_and_modes_as_they_were(library):
 
 def test_a_library_that_switches_each_network_by_itself_is_refused_at_the_next_call():
     network = nn.Sequential(nn.Dropout(), nn.Flatten(), nn.Linear(64, CLASSES)).eval()
-    victim, (_, x, _) = Defence(network), digits(N)
+    victim, (_, x, _, _) = Defence(network), digits(N)
     for part in Averaged(victim, KEY).modules():
         part.training = True
     for model in (victim, victim.bind(KEY), Averaged(victim, KEY)):
@@ -276,7 +276,7 @@ def judged(system: Defence, x: torch.Tensor, y: torch.Tensor) -> float:
 def test_their_attacks_run_as_ours(library):
     """They keep to the threat by themselves, fool the judge, say what they saw, and come out the same again."""
     pytest.importorskip(library)
-    system, (_, x, y) = defence(), digits(N)
+    system, (_, x, y, _) = defence(), digits(N)
     attack = ATTACKS[library](threat=Linf(EPS), eot=2)
     outer, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     found = attack.run(system, x, y, KEY.rng(N))
@@ -325,7 +325,7 @@ def test_what_leaves_the_threat_is_put_back_and_pairs_of_labels_are_passed_on():
 
         return perturb
 
-    _, x, y = digits(N)
+    _, x, y, _ = digits(N)
     y = torch.stack([y, (y + 1) % CLASSES], dim=1)
     kept = x.clone(), y.clone()
     found = Foreign(Linf(EPS), vandal).run(defence(), x, y, KEY.rng(N))
@@ -338,7 +338,7 @@ def test_what_leaves_the_threat_is_put_back_and_pairs_of_labels_are_passed_on():
 def test_each_batch_and_restart_has_noise_of_its_own():
     keys = []
     with_key = Foreign(Linf(EPS), lambda model: lambda x, y: keys.append((model.key, torch.initial_seed())) or x)
-    _, x, y = digits(4)
+    _, x, y, _ = digits(4)
     for rng in (KEY.rng(4)[:2], KEY.rng(4)[2:], KEY.fold("restart", 1).rng(4)[:2], KEY.rng(4)[:2]):
         with_key.run(defence(), x[:2], y[:2], rng)
     assert len(set(keys[:3])) == len({seed for _, seed in keys[:3]}) == 3
@@ -362,7 +362,7 @@ def test_the_global_generators_are_put_back_after_an_error():
 
 def test_threads_take_turns_at_the_global_generators():
     pytest.importorskip("torchattacks")
-    attack, (_, x, y) = interop.torchattacks_attack("PGD", Linf(EPS), steps=2), digits(N)
+    attack, (_, x, y, _) = interop.torchattacks_attack("PGD", Linf(EPS), steps=2), digits(N)
     rngs = [KEY.fold("thread", i).rng(N) for i in range(4)]
     victims = [defence() for _ in rngs]  # building a network draws from the generators too
     alone = [attack.run(victim, x, y, rng).x for victim, rng in zip(victims, rngs, strict=True)]
@@ -377,7 +377,7 @@ def refused(sentence: str, make, *args, **options) -> None:
 
 
 def test_known_noise_and_no_draws_are_refused():
-    _, x, y = digits(2)
+    _, x, y, _ = digits(2)
     attack = Foreign(Linf(EPS), lambda model: lambda x, y: x)
     refused(r"give the library defence\.bind\(key\)", attack.run, KnownNoise(defence(), KEY), x, y, KEY.rng(2))
     refused("at least 1 draw, not 0", Averaged, defence(), KEY, 0)

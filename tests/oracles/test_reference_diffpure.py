@@ -29,7 +29,7 @@ class Net(nn.Module):
         return torch.tanh(1.5 * x + torch.roll(x, 1, dims=3) - 0.3) + torch.cos(5 * k) * x
 
 
-NET = Net()
+NET = Net().eval()
 
 
 def beta(t):
@@ -124,6 +124,6 @@ def test_each_round_asks_the_network_at_the_same_times():
             seen.append(float(k[0]))
             return NET(x, k)
 
-    purify(diffpure(VPEps(Spy(), VP()), T_STAR, "sde", steps=4, rounds=2), IMAGES, 0)
+    purify(diffpure(VPEps(Spy().eval(), VP()), T_STAR, "sde", steps=4, rounds=2), IMAGES, 0)
     once = [999 * (END + (T_STAR - END) * (1 - i / 4)) for i in range(4)]
     assert seen == pytest.approx(once + once)

@@ -113,7 +113,7 @@ def test_a_row_that_was_changed_is_not_shown_as_it_was(rows: dict, tmp_path: Pat
     cifar10.run(tmp_path / "runs", only)
     (path, corruption) = only["corruptions-contrast"]
     assert cifar10.finished(tmp_path / "runs/corruptions-contrast", path, corruption)
-    path.write_text(path.read_text(encoding="utf-8").replace("images: 2", "images: 3"), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace("draws: 10", "draws: 12"), encoding="utf-8")
     with pytest.raises(SystemExit):
         cifar10.run(tmp_path / "runs", only)
     assert "holds another run" in capfd.readouterr().err

@@ -16,8 +16,8 @@ from mistakes import PNG, TRAIN, after, evaluate, picture, purify, said, save, t
 FULL: dict[str, tuple[Callable[[], list[str]], int]] = {
     "npy": (lambda: purify(), 600),
     "npz": (lambda: after(["purify", "data.npz", "out.npz", "--purification.steps=1"], save()), 600),
-    "png": (lambda: after(PNG, picture()), 100),
-    "jpeg": (lambda: after(["purify", "in.jpg", "out.jpg", "--purification.steps=1"], picture("in.jpg")), 100),
+    "png": (lambda: after(PNG, picture()), 600),
+    "jpeg": (lambda: after(["purify", "in.jpg", "out.jpg", "--purification.steps=1"], picture("in.jpg")), 600),
     "attack": (lambda: ["attack", "out.npz", "--images=2", "--stage=clean", "--purification.steps=1"], 600),
     "weights": (lambda: TRAIN, 600),
     "card": (
