@@ -43,16 +43,13 @@ def accuracies(found: dict) -> dict[tuple[str, str], float]:
     return {(row["system"], row["stage"]): row["accuracy"] for row in found["rows"] if row["group"] == "main"}
 
 
-def levels(found: dict) -> dict[str, list[str]]:
-    """What is not green, by system."""
-    return {
-        name: [f"{f['name']} ({f['level']})" for f in said if f["level"] != "green"]
-        for name, said in found["findings"].items()
-    }
+def levels(found: dict) -> dict[tuple[str, str], str]:
+    """The level of every finding, by system and name."""
+    return {(system, one["name"]): one["level"] for system, said in found["findings"].items() for one in said}
 
 
 def gaps(found: dict) -> Table:
-    """What the next better attack takes, in points: the order that a sound evaluation shows has no negative ones."""
+    """What the next better attack takes, in points."""
     known = accuracies(found)
     pairs = [("clean", "null"), ("null", "blind"), ("blind", "bpda"), ("bpda", "exact"), ("exact", "fixed")]
     names = [name for name in dict.fromkeys(name for name, _ in known) if (name, "bpda") in known]
@@ -64,14 +61,17 @@ def beside(then: dict, now: dict, seconds: tuple[float, float]) -> list[store.Pa
     """Two demos: their times, and the accuracies of both."""
     a, b = accuracies(then), accuracies(now)
     rows = [[*key, tables.percent(a[key]), tables.percent(b[key])] for key in b if key in a]
-    order = [
+    orders = [
         [sorted(LADDER, key=lambda stage: known.get((name, stage), 0)) for name in now["findings"]] for known in (a, b)
     ]
+    before, after = levels(then), levels(now)
+    both = before.keys() & after.keys()
+    changed = [f"{name} of {system}" for system, name in sorted(both) if before[system, name] != after[system, name]]
     said = [
         f"{seconds[0]:.0f} and {seconds[1]:.0f} s of processor time, side by side in one run: "
         f"{seconds[1] / seconds[0]:.2f} of it.",
-        f"The order of attacks by what they leave is {'the same' if order[0] == order[1] else 'another one'}, "
-        f"{'and so are' if levels(then) == levels(now) else 'but not'} the levels of all findings.",
+        f"The order of attacks by what they leave is {'the same' if orders[0] == orders[1] else 'another one'}. Of the "
+        f"{len(both)} findings that both have, {', '.join(changed) or 'none'} has another level.",
     ]
     return [*said, Table(["system", "stage", "before", "now"], rows)]
 

@@ -8,7 +8,7 @@ from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Linf, Threat
 from ..evaluate.protocol import Job, shuffled
-from . import build, folder, results, runner, standard, views
+from . import build, folder, memory, results, runner, standard, views
 from .images import data as datasets
 from .ledger import Ledger
 from .options import Classification, Purification, Resources, Search
@@ -22,7 +22,7 @@ WHY_FAIR = (
 )
 LADDER = ("clean", "null", "blind", "bpda", "exact", "fixed")
 BATCH, ROWS = 64, 256  # images that are attacked together, and the most rows that a network sees at a time
-STEPS, DRAWS, CHOOSING = 12, 20, 4  # of a search; of the judge; by which a search compares its iterates
+STEPS, DRAWS, CHOOSING = 10, 20, 4  # of a search; of the judge; by which a search compares its iterates
 T_STAR, SWEPT = 0.1, "diffpure-ddpm"
 CURVE_IMAGES, CURVE_STEPS, CURVE_DRAWS = 16, 4, 8
 
@@ -87,6 +87,7 @@ def plan(images: int, resources: Resources) -> tuple[list[Job], dict[tuple[str, 
 
 def main(out: Path, images: int, seed: int, resources: Resources) -> dict:
     """Runs the demonstration into ``out`` and returns its results."""
+    memory.keep()
     build.prepare(resources)
     if images < 1:
         raise UserError(f"images must be at least 1, not {images}.")

@@ -9,7 +9,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep() -> None:
     """Asks the allocator to give nothing back to the system until the process ends, where it is glibc's.
 
-    A training step frees and takes the same large tensors again; each time the system would have to clear their pages.
+    A step of training or of an attack frees and takes the same large tensors again; each time the system would have to
+    clear their pages.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
