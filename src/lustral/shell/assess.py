@@ -1,6 +1,5 @@
 """One call for a researcher: a defence of one's own, any data, a suite; results as a dict, and a page if wanted."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import is_dataclass, replace
@@ -25,6 +24,7 @@ from . import build, folder, given, labels, plan, recorded, results, review, run
 from .assessment import Assessment
 from .ledger import Ledger
 from .options import Resources
+from .scratch import unkept
 
 
 def assess(
@@ -53,10 +53,10 @@ def assess(
     resources = resources or Resources()
     run = prepare(defences, given.data(data, images, classes), threat, suite, attacks or {}, Key(seed), resources)
     data = run.data
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as watching:
+    with unkept() as elsewhere, ExitStack() as watching:
         for system in run.systems:
             _count(system, watching)
-        with runner.open_ledger(run.jobs, data, run.key, Path(out or scratch), {"suite": sizes.title(suite)}) as ledger:
+        with runner.open_ledger(run.jobs, data, run.key, Path(out or elsewhere), {"suite": sizes.title(suite)}) as ledger:
             runner.certify_all(run.systems, data, threat, run.key, ledger, resources, suite)
             runner.execute(run.jobs, data, run.key, ledger, resources)
             found, shown = fold(run, ledger), views.pictures(ledger, run.jobs, data, run.key)

@@ -1,8 +1,6 @@
 """``lustral controls``: does the evaluation catch what it must? Masked gradients and broken attacks, on real digits."""
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from ..core.errors import UserError
@@ -16,6 +14,7 @@ from . import build, results, runner, weights
 from .device import on
 from .images import data as datasets
 from .options import Resources
+from .scratch import unkept
 
 EPS = 3 / 16
 
@@ -68,7 +67,7 @@ def main(images: int, resources: Resources) -> list[Caught]:
     data, threat, key = datasets.load("digits", "test")[:images], Linf(EPS), Key(0)
     jobs = plan(threat, len(data.ids), resources.device)
     systems = list({job.system.name: job.system for job in jobs}.values())
-    with tempfile.TemporaryDirectory() as scratch, runner.open_ledger(jobs, data, key, Path(scratch)) as ledger:
+    with unkept() as folder, runner.open_ledger(jobs, data, key, folder) as ledger:
         runner.certify_all(systems, data, threat, key, ledger, resources, "standard")
         runner.execute(jobs, data, key, ledger, resources)
         run = results.Run(ledger, jobs)

@@ -5,10 +5,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import UserError
+from . import scratch
 
 
 def cache(kind: str) -> Path:
@@ -30,18 +31,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """A scratch path beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
     with saying(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        scratch = Path(name)
+        made = scratch.new(path.suffix, path.parent)
         try:
-            yield scratch
-            with open(scratch, "rb") as f:
+            yield made
+            with open(made, "rb") as f:
                 os.fsync(f.fileno())
-            scratch.chmod(0o644)
-            scratch.replace(path)
+            made.chmod(0o644)
+            made.replace(path)
         finally:
-            with suppress(FileNotFoundError):
-                scratch.unlink()
+            made.unlink(missing_ok=True)
 
 
 def check_suffix(path: Path, suffix: str, what: str) -> None:

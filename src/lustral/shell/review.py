@@ -3,7 +3,6 @@
 import json
 import math
 import secrets
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from . import build, folder, plan, runner
 from .files import replacing, write_text
 from .ledger import Ledger
 from .options import Resources
+from .scratch import unkept
 
 
 class Runnable(Protocol):
@@ -42,7 +42,7 @@ def verify(place: Path, images: int, resources: Resources) -> str:
 
 def hold(place: Path, planned: Runnable, fold: Fold, images: int, resources: Resources) -> str:
     """The same for any run that can be run again."""
-    with Ledger(place / "ledger.sqlite") as ledger, tempfile.TemporaryDirectory() as scratch:
+    with Ledger(place / "ledger.sqlite") as ledger, unkept() as elsewhere:
         stored = ledger.spec()
         settled = [_settled(job, planned.data, ledger) for job in planned.jobs]
         done = sorted(set.intersection(*settled))
@@ -55,7 +55,7 @@ def hold(place: Path, planned: Runnable, fold: Fold, images: int, resources: Res
             )
         chosen = set(secrets.SystemRandom().sample(done, min(images, len(done))))
         facts = {name: stored[name] for name in ("micro_batch", "suite") if name in stored}
-        with runner.open_ledger(planned.jobs, planned.data, planned.key, Path(scratch), facts) as again:
+        with runner.open_ledger(planned.jobs, planned.data, planned.key, elsewhere, facts) as again:
             if again.spec() != stored:
                 lines = differences(stored, again.spec())
                 raise UserError(f"{place} cannot be run again as it was; what differs is {'; '.join(lines[:3])}.")
