@@ -56,7 +56,9 @@ def assess(
     with unkept() as elsewhere, ExitStack() as watching:
         for system in run.systems:
             _count(system, watching)
-        with runner.open_ledger(run.jobs, data, run.key, Path(out or elsewhere), {"suite": sizes.title(suite)}) as ledger:
+        with runner.open_ledger(
+            run.jobs, data, run.key, Path(out or elsewhere), {"suite": sizes.title(suite)}
+        ) as ledger:
             runner.certify_all(run.systems, data, threat, run.key, ledger, resources, suite)
             runner.execute(run.jobs, data, run.key, ledger, resources)
             found, shown = fold(run, ledger), views.pictures(ledger, run.jobs, data, run.key)
