@@ -227,16 +227,17 @@ def tune(
     show.done(out / "best.yaml")
 
 
-def check_controls(images: int = 24, resources: Resources = Resources()) -> None:
-    """Put masked gradients and broken attacks through the protocol, and say whether it catches them.
+def check_controls(suite: str = "smoke", images: int = 8, resources: Resources = Resources()) -> None:
+    """Put cheats and broken attacks through a suite, and say whether it catches them: half a minute for smoke.
 
     Args:
+        suite: smoke, quick, standard or gold.
         images: Test digits.
         resources: What may be spent.
     """
     from . import controls, show
 
-    if not show.controls(controls.main(images, resources)):
+    if not show.controls(controls.main(suite, images, resources)):
         raise UserError("A control passed unnoticed, or a sound one did not pass; do not trust this installation.")
 
 
