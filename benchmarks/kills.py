@@ -17,7 +17,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -90,9 +90,10 @@ class Slow(BaseHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        for first in range(start, len(content), 40_000):
-            self.wfile.write(content[first : first + 40_000])
-            time.sleep(0.01)
+        with suppress(ConnectionError):  # whoever asked was killed
+            for first in range(start, len(content), 40_000):
+                self.wfile.write(content[first : first + 40_000])
+                time.sleep(0.01)
 
     def log_message(self, *_: object) -> None:
         pass

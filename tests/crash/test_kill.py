@@ -1,13 +1,9 @@
 """kill -9 at any moment: the same command goes on, and ends where an uninterrupted one does."""
 
 import json
-import random
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,10 +25,64 @@ EVALUATION = [
 ]
 SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--micro_batch=32"]
 TRAINING = ["--network.width=8", "--recipe.steps=80", "--recipe.batch=16", "--threads=1"]
-SAVING_ALWAYS = (
-    "from lustral.shell.trainer import fit; fit.SAVE_EVERY = 0.0; from lustral.shell.cli import entry; entry()"
-)
-PATIENCE = 60.0
+# Each takes what it runs from a fork that kills itself at its own moment, so that none is missed on a busy machine.
+FORKS = """
+import json, os, signal, sys
+import lustral.shell.plan, lustral.shell.runner
+from lustral.shell.cli import main
+from lustral.shell.ledger import Ledger
+from lustral.shell.trainer import fit
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+{arm}
+for moment in json.loads(sys.argv[1]):
+    if not (child := os.fork()):
+        arm(moment)
+        os._exit(main(sys.argv[2:]))
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (moment, status)
+"""
+# A moment is a number of chunks that are written, and whether the next is lost on its way into the ledger.
+AT_CHUNK = """
+def arm(moment):
+    (left, losing), write = moment, Ledger.write
+    def dying(self, chunk):
+        nonlocal left
+        if losing and left == 0:
+            with self._db:
+                self._db.execute("DELETE FROM costs")
+                die()
+        write(self, chunk)
+        left -= 1
+        if left == 0 and not losing:
+            die()
+    Ledger.write = dying
+"""
+# A moment is a stage, of whose first image the process dies.
+AT_STAGE = """
+def arm(moment):
+    write = Ledger.write
+    def dying(self, chunk):
+        write(self, chunk)
+        if chunk.job.stage.name == moment:
+            die()
+    Ledger.write = dying
+"""
+# A moment is a step, and whether the process dies before it is saved.
+AT_STEP = """
+def arm(moment):
+    (last, losing), save = moment, fit.weights.save_checkpoint
+    fit.SAVE_EVERY = 0.0
+    def dying(path, state):
+        if losing and state["step"] >= last:
+            die()
+        save(path, state)
+        if state["step"] >= last:
+            die()
+    fit.weights.save_checkpoint = dying
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +93,10 @@ def _threads():
     torch.set_num_threads(threads)
 
 
-def kill_when(reached: Callable[[], bool], program: list[str], pause: float) -> bool:
-    """Starts a program, kills it ``pause`` seconds after a condition holds, and says whether it still ran then."""
-    process = subprocess.Popen([sys.executable, *program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + PATIENCE
-    while process.poll() is None and not reached() and time.monotonic() < end:
-        time.sleep(0.02)
-    time.sleep(pause)
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+def killed_at(moments: list, arm: str, args: list[str]) -> None:
+    """Runs a command as often as there are moments, and each time it is killed."""
+    program = ["-c", FORKS.format(arm=arm), json.dumps(moments), *args]
+    subprocess.run([sys.executable, *program], stdout=subprocess.DEVNULL, check=True)
 
 
 def finished(folder: Path) -> int:
@@ -66,14 +111,9 @@ def finished(folder: Path) -> int:
 def test_an_evaluation_killed_five_times_ends_with_the_same_ledger(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(["evaluate", str(whole), *EVALUATION, "--resources.threads=1"]) == 0
-    chance, seen = random.Random(5), []
-    # From the creation of the ledger to the last stage, and a few milliseconds on.
-    for after, batch in zip((0, 1, *sorted(chance.sample(range(2, 3 * IMAGES), 3))), (1, 3, 2, 5, 4), strict=True):
-        spent = [f"--resources.batch={batch}", "--resources.threads=2"]
-        program = ["-m", "lustral", "evaluate", str(killed), *EVALUATION, *spent]
-        assert kill_when(lambda after=after: finished(killed) >= after, program, chance.uniform(0, 0.03))
-        seen.append(finished(killed))
-    assert 0 <= seen[0] <= seen[1] <= seen[2] <= seen[3] <= seen[4] < IMAGES * len(STAGES)
+    moments = [(1, False), (0, True), (2, True), (3, False), (1, True)]
+    killed_at(moments, AT_CHUNK, ["evaluate", str(killed), *EVALUATION, "--resources.batch=2", "--resources.threads=2"])
+    assert 0 < finished(killed) < IMAGES * len(STAGES)
     assert main(["evaluate", str(killed), *EVALUATION, "--resources.batch=7"]) == 0
     found, expected = (json.loads((place / "results.json").read_text()) for place in (killed, whole))
     assert found["ledger_digest"] == expected["ledger_digest"]
@@ -98,13 +138,9 @@ def test_a_suite_killed_in_the_middle_of_every_stage_ends_with_the_same_ledger(t
     with sqlite3.connect(whole / "ledger.sqlite") as db:
         stages = [stage for (stage,) in db.execute("SELECT stage FROM costs GROUP BY stage ORDER BY MIN(rowid)")]
     assert {"clean", "null", "unbounded", "transfer", "apgd-margin", "worst"} <= set(stages)
-    killed_inside = 0
-    for stage in stages:
-        spent = ["--resources.batch=1", "--resources.threads=1"]
-        program = ["-m", "lustral", "evaluate", str(killed), *SUITE, *spent]
-        assert kill_when(lambda stage=stage: stage_holds(killed, stage) >= 1, program, 0)
-        killed_inside += stage_holds(killed, stage) < stage_holds(whole, stage)
-    assert killed_inside >= len(stages) // 2, "most kills must fall inside their stage"
+    killed_at(stages, AT_STAGE, ["evaluate", str(killed), *SUITE, "--resources.batch=1", "--resources.threads=1"])
+    inside = [stage for stage in stages if stage_holds(killed, stage) < stage_holds(whole, stage)]
+    assert inside == stages[-1:]
     assert main(["evaluate", str(killed), *SUITE, "--resources.batch=3"]) == 0
     found = json.loads((killed / "results.json").read_text())
     assert found["ledger_digest"] == expected["ledger_digest"]
@@ -124,14 +160,9 @@ def test_a_training_killed_three_times_ends_with_the_same_weights(task, tmp_path
     name, *options = TASKS[task]
     assert main(["train", name, str(whole), *options]) == 0
 
-    def step() -> int:
-        return weights.load_checkpoint(checkpoint)["step"] if checkpoint.exists() else 0
-
-    program = ["-c", SAVING_ALWAYS, "train", name, str(killed), *options]
-    for moment in (1, 12, 25):
-        assert kill_when(lambda moment=moment: step() >= moment, program, pause=0.004)
-        assert moment <= step() < 40
-        assert not killed.exists()
+    killed_at([(1, False), (12, True), (25, False)], AT_STEP, ["train", name, str(killed), *options])
+    assert weights.load_checkpoint(checkpoint)["step"] == 25
+    assert not killed.exists()
     assert main(["train", name, str(killed), *options]) == 0
     assert killed.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()

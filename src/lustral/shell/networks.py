@@ -68,7 +68,7 @@ def train(
     asked = tasks.Asked(task, network, noise, standard.adversary(adversary, data), smoothing, recipe.seed)
     made = fit.run(asked, out, fit.Choice(data, split, extra), recipe, check_every, licence, device)
     if made is not None:
-        show.card(made)
+        show.trained(made)
         show.done(out)
 
 
@@ -84,4 +84,4 @@ def measure_reference(denoiser: str, data: str | None = None, images: int = 5000
     names.networks(denoiser)
     from . import commands, show
 
-    show.card(commands.reference(denoiser, data, images, device))
+    show.trained(commands.reference(denoiser, data, images, device))

@@ -62,6 +62,9 @@ def table(found: dict) -> None:
     for system, names in found.get("withheld", {}).items():
         shown = any(row.get("held") for row in found["rows"] if row["system"] == system)
         line(f"{'MARKED' if shown else 'WITHHELD'}: the robust accuracy of {system}, because of {', '.join(names)}.")
+    from .report import sentence
+
+    line(sentence(found))
 
 
 def _cells(row: dict) -> list[str]:
@@ -161,12 +164,21 @@ def card(about: cards.Card) -> None:
     out.print_json(json.dumps(asdict(about)))
 
 
+def trained(about: cards.Card) -> None:
+    """What was measured of a network, in one line; its card says the rest."""
+    line(f"{about.name}, a {about.kind} of {_facts(about)}")
+
+
+def _facts(about: cards.Card) -> str:
+    measured = ", ".join(f"{name} {value:g}" for name, value in about.measured.items())
+    return f"{about.parameters:,} parameters, {about.data}: {measured}"
+
+
 def names() -> None:
     """Everything that has a name."""
     for name, path in cards.zoo().items():
         about = cards.card(path)
-        facts = ", ".join(f"{key} {value:g}" for key, value in about.measured.items())
-        line(f"{about.kind:<12}{name:<18}{about.parameters:,} parameters, {about.data}: {facts}")
+        line(f"{about.kind:<12}{name:<18}{_facts(about)}")
     for name, path in config.recommended().items():
         line(f"{'recommended':<12}{name:<18}{path}")
     for name, about in METHODS.items():

@@ -19,7 +19,7 @@ from ...evaluate.protocol import Data
 from ...training.batches import Images, Source
 from ...training.loop import Progress, train
 from ...training.recipe import Recipe
-from .. import labels, weights
+from .. import ending, labels, weights
 from ..files import check_suffix, check_writable, write_text
 from ..images import data as datasets
 from ..terminal import Quiet, command, console, progress, versions
@@ -208,14 +208,17 @@ def _fit(
     accelerator: Accelerator,
     checks: Checks,
 ) -> History:
-    """Runs the loop, with checkpoints, measurements and a display in the first process."""
+    """Runs the loop, with checkpoints, measurements and a display in the first process.
+
+    Asked to end, it does so after the step that runs, which is kept.
+    """
     first = accelerator.is_main_process
     resume = _begin(checkpoint, identity, accelerator)
     history = History(recipe.batch, **resume["history"]) if resume else History(recipe.batch)
     if task.guide is not None:
         task.guide.to(accelerator.device)
     saved = since = time.monotonic()
-    with progress() if first else Quiet() as bar:
+    with progress() if first else Quiet() as bar, ending.awaited() as end:
         shown = bar.add_task("training", total=recipe.steps, completed=resume["step"] if resume else 0)
         for now in train(task.model, task.objective, source, recipe, resume, accelerator):
             resume, last = None, now.step == recipe.steps
@@ -225,9 +228,11 @@ def _fit(
                 bar.update(shown, completed=now.step, description=f"loss {loss:.4f}, {rate:.0f} images/s")
             if first:
                 history.checks += checks.measure(now)
-            if first and (last or time.monotonic() - saved > SAVE_EVERY):
+            if first and (last or end.asked or time.monotonic() - saved > SAVE_EVERY):
                 log = {name: value for name, value in asdict(history).items() if name != "batch"}
                 weights.save_checkpoint(checkpoint, now.state() | {"identity": identity, "history": log})
                 saved = time.monotonic()
+            if end.asked:
+                raise KeyboardInterrupt(f"step {now.step} of {recipe.steps} is kept")
             since = time.monotonic()
     return history
