@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from digits import EPS, defence, digits
-from lustral.attacks.foreign import Averaged, Foreign, seeded
+from lustral.attacks.foreign import Averaged, Foreign
 from lustral.attacks.gradients import KnownNoise, exact
 from lustral.attacks.losses import cross_entropy
 from lustral.attacks.pgd import PGD
 from lustral.core.errors import UserError
+from lustral.core.generators import seeded
 from lustral.core.kernel import purify
 from lustral.core.noise import Key
 from lustral.core.spec import digest

@@ -1,18 +1,15 @@
 """Attacks of other libraries on our victims, with our expectation over transformation (EOT)."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy.random as numpys
 import torch
 from torch import Tensor, nn
-from torch.random import fork_rng
 
 from ..core import check
 from ..core.adjoint import Checkpointed
 from ..core.errors import UserError
+from ..core.generators import seeded
 from ..core.networks import Modeless
 from ..core.noise import Key, Rng
 from ..core.threat import Threat
@@ -21,7 +18,6 @@ from .losses import lead
 from .search import Best, Outcome, begin, searching
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
-_turn = threading.Lock()
 
 
 class Averaged(Modeless):
@@ -88,19 +84,3 @@ class Foreign:
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
         best.see(rows, x, self.select(victim, x, y, lead(y), rng.fold("select")))
         return best.outcome()
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds the global generators of torch and NumPy, from which libraries draw, and puts them back afterwards.
-
-    There is one of each in a process, so threads take turns.
-    """
-    with _turn, fork_rng([device] if device.type == "cuda" else []):
-        before = numpys.get_state()
-        torch.manual_seed(seed)
-        numpys.seed(seed)
-        try:
-            yield
-        finally:
-            numpys.set_state(before)

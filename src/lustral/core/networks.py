@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.random import fork_rng
 
 from .errors import UserError
+from .generators import untouched
 from .noise import replaying
 
 _unseen: ContextVar[bool] = ContextVar("lustral_aside", default=False)
@@ -222,7 +222,7 @@ def aside() -> Iterator[None]:
     """A look that leaves no trace: no gradient, nothing counted, and torch's generator stands where it stood."""
     token = _unseen.set(True)
     try:
-        with torch.no_grad(), replaying(), fork_rng([]):
+        with torch.no_grad(), replaying(), untouched():
             yield
     finally:
         _unseen.reset(token)

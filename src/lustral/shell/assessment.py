@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from . import report
+from .verdict import sentence
 
 SHOWN = ("system", "stage", "accuracy", "low", "high", "null", "images", "draws", "eot", "looks")
 
@@ -31,7 +31,7 @@ class Assessment(Mapping):
     @property
     def summary(self) -> str:
         """What was attacked, how much is left, and why a number is withheld: the first words of the report."""
-        return " ".join([report.sentence(dict(self.found)), *self.withheld.values()])
+        return " ".join([sentence(dict(self.found)), *self.withheld.values()])
 
     @property
     def withheld(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How systems appear, everywhere alike: a label, a colour and a shape."""
+"""How systems and stages appear, everywhere alike: labels, an order, and a system's colour and shape."""
 
 from typing import NamedTuple
 
@@ -11,6 +11,41 @@ LABELS = {
     "diffpure-ddpm": "DiffPure DDPM",
     "diffpure-ddim": "DiffPure DDIM",
     "diffpure-sde-fixed": "DiffPure SDE, fixed noise",
+}
+
+# Stages about in the order of what the attacker knows, then a suite's attacks and what gold shows beside its number.
+STAGES = {
+    "clean": "Clean",
+    "null": "Null control",
+    "black-box": "Black box",
+    "blind": "Blind",
+    "bpda": "BPDA",
+    "bpda signs": "BPDA, signs",
+    "joint score": "Joint (score)",
+    "joint full": "Joint (full)",
+    "exact": "Exact",
+    "known step": "Step noise known",
+    "known init": "Initial noise known",
+    "fixed": "Fixed noise",
+    "worst": "Worst case",
+    "unbounded": "Unbounded",
+    "transfer": "Transfer",
+    "apgd-bpda": "APGD, BPDA",
+    "apgd-margin": "APGD, margin",
+    "apgd-ce": "APGD, cross-entropy",
+    "apgd-t": "APGD, targeted",
+    "fab-t": "FAB, targeted",
+    "square": "Square",
+    "spsa": "SPSA",
+    "apgd-growing": "APGD, growing draws",
+    "pgd-200": "PGD, long",
+    "low-frequency": "Low frequencies",
+    "deviated": "Deviated",
+    "held level": "Level held",
+    "lowered norm": "Lowered norm",
+    "surrogate": "Surrogate",
+    "guide": "The guide fooled",
+    "stadv": "StAdv",
 }
 
 # Matplotlib's markers, and the same shapes as paths about the origin; the first is for the undefended classifier.
@@ -45,3 +80,15 @@ def looks_of(results: dict, pictures: dict) -> dict[str, Look]:
     # Every further n systems get the same colours with other shapes.
     places = {name: (1 + i % n, 1 + (i + i // n) % n) for i, name in enumerate(defended)} | {UNDEFENDED: (0, 0)}
     return {name: Look(name, LABELS.get(name, name), places[name][0], *SHAPES[places[name][1]]) for name in names}
+
+
+def main_rows(results: dict) -> dict[tuple[str, str], dict]:
+    """The rows of the main table by system and stage."""
+    rows = results.get("rows") or []
+    return {(row["system"], row["stage"]): row for row in rows if row.get("group", "main") == "main"}
+
+
+def stages_of(main: dict) -> list[str]:
+    """The stages on record: the known ones in the order of the attacker's knowledge, then the others."""
+    present = dict.fromkeys(stage for _, stage in main)
+    return [stage for stage in STAGES if stage in present] + [stage for stage in present if stage not in STAGES]

@@ -9,42 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from .looks import SHAPES, Look
-
-# Stages about in the order of what the attacker knows, then a suite's attacks and what gold shows beside its number.
-STAGES = {
-    "clean": "Clean",
-    "null": "Null control",
-    "black-box": "Black box",
-    "blind": "Blind",
-    "bpda": "BPDA",
-    "bpda signs": "BPDA, signs",
-    "joint score": "Joint (score)",
-    "joint full": "Joint (full)",
-    "exact": "Exact",
-    "known step": "Step noise known",
-    "known init": "Initial noise known",
-    "fixed": "Fixed noise",
-    "worst": "Worst case",
-    "unbounded": "Unbounded",
-    "transfer": "Transfer",
-    "apgd-bpda": "APGD, BPDA",
-    "apgd-margin": "APGD, margin",
-    "apgd-ce": "APGD, cross-entropy",
-    "apgd-t": "APGD, targeted",
-    "fab-t": "FAB, targeted",
-    "square": "Square",
-    "spsa": "SPSA",
-    "apgd-growing": "APGD, growing draws",
-    "pgd-200": "PGD, long",
-    "low-frequency": "Low frequencies",
-    "deviated": "Deviated",
-    "held level": "Level held",
-    "lowered norm": "Lowered norm",
-    "surrogate": "Surrogate",
-    "guide": "The guide fooled",
-    "stadv": "StAdv",
-}
+from .looks import SHAPES, STAGES, Look, main_rows, stages_of
 
 
 class Ink(NamedTuple):
@@ -105,18 +70,6 @@ class Plot(NamedTuple):
     body: Markup
     lines: list[Line]
     wide: bool
-
-
-def main_rows(results: dict) -> dict[tuple[str, str], dict]:
-    """The rows of the main table by system and stage."""
-    rows = results.get("rows") or []
-    return {(row["system"], row["stage"]): row for row in rows if row.get("group", "main") == "main"}
-
-
-def stages_of(main: dict) -> list[str]:
-    """The stages on record: the known ones in the order of the attacker's knowledge, then the others."""
-    present = dict.fromkeys(stage for _, stage in main)
-    return [stage for stage in STAGES if stage in present] + [stage for stage in present if stage not in STAGES]
 
 
 def drawings(results: dict, looks: dict[str, Look], pictures: dict[str, np.ndarray]) -> list[Drawing]:

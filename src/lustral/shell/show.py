@@ -62,7 +62,7 @@ def table(found: dict) -> None:
     for system, names in found.get("withheld", {}).items():
         shown = any(row.get("held") for row in found["rows"] if row["system"] == system)
         line(f"{'MARKED' if shown else 'WITHHELD'}: the robust accuracy of {system}, because of {', '.join(names)}.")
-    from .report import sentence
+    from .verdict import sentence
 
     line(sentence(found))
 

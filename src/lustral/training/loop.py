@@ -6,16 +6,15 @@ adversarial objectives make a dozen.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.random import fork_rng
 
 from ..core.errors import UserError
+from ..core.generators import seeded
 from ..core.noise import Key, Rng
 from . import augment
 from .batches import Source
@@ -138,19 +137,12 @@ def _losses(called, objective, source: Source, recipe: Recipe, key: Key, step: i
         x = _augment(x, rng, recipe).to(workers.device)
         x = x.contiguous(memory_format=torch.channels_last) if recipe.channels_last else x
         bf16 = torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
-        with bf16, _dropping(key.fold("dropout", step, part.start), x.device):
+        dropout = key.fold("dropout", step, part.start).philox("dropout")[0] >> 1  # the one noise of torch's own
+        with bf16, seeded(int(dropout), x.device):
             loss = objective(called, x, y.to(x.device), rng.fold("objective")).sum() / recipe.batch
         loss.backward()
         total += loss.detach()
     return total
-
-
-@contextmanager
-def _dropping(key: Key, device: torch.device) -> Iterator[None]:
-    """Dropout, the one noise that torch draws by itself, is that of ``key``; torch's own stream is left as it was."""
-    with fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(key.philox("dropout")[0] >> 1))
-        yield
 
 
 def _parts(batch: int, process: int, processes: int, accumulate: int) -> list[slice]:
