@@ -7,7 +7,8 @@ which lives here and in ``preconditioning.py``: noise ε = (x − D)/sigma, scor
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -138,10 +139,17 @@ class Autocast(Wrapper):
 
 @dataclass(eq=False)
 class Count:
-    """Rows that passed forward and backward through a network."""
+    """Rows that passed forward and backward through a network, and who is told, a row backward as two."""
 
     forward: int = 0
     backward: int = 0
+    tell: Callable[[int], None] | None = None
+
+    def note(self, forward: int = 0, backward: int = 0) -> None:
+        self.forward += forward
+        self.backward += backward
+        if self.tell is not None:
+            self.tell(forward + 2 * backward)
 
 
 class Meter:
@@ -166,9 +174,19 @@ class Meter:
         if looked_aside():
             return
         count = self.here
-        count.forward += len(out)
+        count.note(len(out))
         if out.requires_grad:
             out.register_hook(partial(_count_backward, count))
+
+    @contextmanager
+    def telling(self, tell: Callable[[int], None]) -> Iterator[None]:
+        """Within, ``tell`` hears of every row that this thread counts."""
+        count = self.here
+        before, count.tell = count.tell, tell
+        try:
+            yield
+        finally:
+            count.tell = before
 
     def watch(self, fn: Callable[..., Tensor]) -> "Metered":
         """The same function, counted here."""
@@ -189,4 +207,4 @@ class Metered(Wrapper):
 
 
 def _count_backward(count: Count, grad: Tensor) -> None:
-    count.backward += len(grad)
+    count.note(backward=len(grad))

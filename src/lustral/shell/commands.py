@@ -2,21 +2,23 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core import check
 from ..core.errors import UserError
 from ..core.lanes import Lanes
 from ..core.noise import Key, veiled
-from ..evaluate.protocol import Job, Task, run
+from ..denoisers.base import Meter
+from ..evaluate.protocol import Job, Task
 from ..training.batches import as_floats, spread_rows
-from . import build, folder, labels, plan, standard, stored, strip, systems, weights
+from . import build, folder, gauge, labels, plan, runner, standard, stored, strip, systems, weights
 from . import device as devices
 from .files import check_suffix, check_writable, replacing, write_text
 from .images import data as datasets
@@ -73,7 +75,8 @@ def purify(
     denoiser, about = weights.load(how.denoiser, "denoiser")
     fix = partial(devices.on, device, precision=precision)
     there = fix(denoiser, precision=systems.denoisers_precision(how.method, precision))
-    purifier = systems.purifier(how, systems.Networks(there, about, fix))
+    meter = Meter()
+    purifier = systems.purifier(how, systems.Networks(meter.watch(there), about, fix, meter.watch))
     key = Key.secret() if seed is None else Key(seed)
     judge = None if shown.classifier is None else _judge(shown.classifier, about)
     first, transparent, far, failed = 0, 0, False, []
@@ -85,13 +88,10 @@ def purify(
             x = torch.cat([one.x for one in found])
             far = far or weights.say_far(about, x)
             ids = torch.arange(first, first + len(x))
-            clean = Lanes(batch)(purifier, x, veiled(key.rng(ids))) if len(ids) else x
-            for (one, out), part in zip(group, clean.split([len(one.x) for one in found]), strict=True):
-                if bool(part.isfinite().all()):
-                    pictures.write(one, part, out)
-                    bar.advance(task)
-                else:
-                    failed.append(check.overflowed(str(one.path)))
+            each = len(group) / max(1, len(x) * gauge.calls(purifier))
+            with gauge.gauged(meter, each, len(group), partial(bar.advance, task)):
+                clean = Lanes(batch)(purifier, x, veiled(key.rng(ids))) if len(ids) else x
+                failed += _written(group, clean.split([len(one.x) for one in found]))
             if shown.strip is not None and not first:
                 few = x[: shown.images]
                 strip.draw(shown.strip, strip.film(purifier, few, key.rng(ids[: shown.images]), judge))
@@ -100,6 +100,17 @@ def purify(
         if failed:
             raise pictures.failure(failed, len(jobs))
     return [target] if shown.strip is None else [target, shown.strip]
+
+
+def _written(group: list[tuple[pictures.Source, Path]], clean: Sequence[Tensor]) -> list[str]:
+    """Writes pictures; says of which the numbers overflowed, and leaves those."""
+    failed = []
+    for (one, out), part in zip(group, clean, strict=True):
+        if bool(part.isfinite().all()):
+            pictures.write(one, part, out)
+        else:
+            failed.append(check.overflowed(str(one.path)))
+    return failed
 
 
 def reference(name: str, source: str | None, images: int, device: str = "cpu") -> weights.Card:
@@ -160,11 +171,10 @@ def attack(
     job = Job(system, build.stage(stage, system, against, search, resources, 20), len(chosen.ids))
     chunks = []
     with progress() as bar:
-        task = bar.add_task(stage, total=len(chosen.ids))
+        task = bar.add_task(stage, total=runner.work(job) * len(chosen.ids))
         for start in range(0, len(chosen.ids), resources.batch):
             part = chosen[start : start + resources.batch]
-            chunks.append(run(Task(job, part, part.x), Key(seed)))
-            bar.advance(task, len(chunks[-1].ids))
+            chunks.append(runner.told(Task(job, part, part.x), Key(seed), bar, task))
     x, logits = torch.cat([c.x for c in chunks]), torch.cat([c.logits for c in chunks])
     with replacing(out) as scratch:
         np.savez_compressed(scratch, x=x.numpy(), x0=chosen.x.numpy(), y=chosen.y.numpy(), ids=chosen.ids.numpy())

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,17 +17,22 @@ from ..core.noise import Key
 from ..core.threat import Threat
 from ..evaluate import sizes
 from ..evaluate.certificate import certify
-from ..evaluate.protocol import Data, Job, System, describe, levels, pending, run
+from ..evaluate.protocol import Chunk, Data, Job, System, Task, describe, levels, pending, run
+from . import gauge
 from .ledger import Ledger
 from .options import Resources
-from .terminal import progress
+from .terminal import Log, Progress, progress
 
 
 def work(job: Job) -> float:
     """Network rows that one image of a job may cost, for the estimate of the time left."""
     purifier, attack = job.system.defence.purifier, job.stage.attack
     spent = job.draws + (effort(attack) * job.system.defence.vote.draws if attack is not None else 0)
-    return spent * (0.1 if purifier is None else getattr(purifier, "calls", purifier.n_steps))
+    return spent * (BARE if purifier is None else gauge.calls(purifier))
+
+
+BARE = 0.1
+"""What a row through a classifier alone costs, of one through a denoiser."""
 
 
 def shard(items: Sequence, part: str | None) -> Sequence:
@@ -67,12 +73,15 @@ def execute(
             gone = {id(job): counted[id(job)] - kept[id(job)] - left[id(job)] for job in together}  # decided earlier
             bar.advance(task, sum(work(job) * gone[id(job)] for job in together))
 
-            def note(chunk) -> None:
-                ledger.write(chunk)
-                bar.update(task, description=f"{chunk.job.system.name}: {chunk.job.stage.name}")
-                bar.advance(task, work(chunk.job) * len(chunk.ids))
+            side_by_side([partial(told, one, key, bar, task) for one in todo], ledger.write, resources)
 
-            side_by_side([lambda t=t: run(t, key) for t in todo], note, resources)
+
+def told(one: Task, key: Key, bar: Progress | Log, task: int) -> Chunk:
+    """Runs a batch, and advances a bar by its work meanwhile."""
+    each = BARE if one.job.system.defence.purifier is None else 1.0
+    bar.update(task, description=f"{one.job.system.name}: {one.job.stage.name}")
+    with gauge.gauged(one.job.system.meter, each, work(one.job) * len(one.data.ids), partial(bar.advance, task)):
+        return run(one, key)
 
 
 def cores() -> int:

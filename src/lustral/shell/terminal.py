@@ -3,6 +3,7 @@
 import platform
 import shlex
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -36,15 +37,17 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Log:
-    """Progress for logs and pipes: a line with the share done and the time left, at most every ten seconds."""
+    """Progress for logs and pipes: a line with the share done and the time left, soon and then every ten seconds."""
 
+    soon: float = 3.0
     every: float = 10.0
     total: float = 0.0
     completed: float = 0.0
     description: str = ""
     _started: float = field(default_factory=time.monotonic)
     _first: float = 0.0
-    _said: float = 0.0
+    _next: float = 0.0
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> "Log":
         return self
@@ -55,6 +58,7 @@ class Log:
 
     def add_task(self, description: str, total: float, completed: float = 0.0) -> int:
         self.description, self.total, self.completed, self._first = description, total, completed, completed
+        self._next = time.monotonic() + self.soon
         return 0
 
     def update(self, task: int, *, completed: float | None = None, description: str | None = None) -> None:
@@ -62,13 +66,15 @@ class Log:
         self.advance(task, 0.0 if completed is None else completed - self.completed)
 
     def advance(self, task: int, amount: float = 1.0) -> None:
-        self.completed += amount
-        if time.monotonic() - self._said > self.every:
-            self._say()
+        with self._turn:
+            self.completed += amount
+            if time.monotonic() > self._next:
+                self._say()
 
     def _say(self) -> None:
-        self._said = time.monotonic()
-        spent, fresh = self._said - self._started, self.completed - self._first
+        now = time.monotonic()
+        self._next = now + self.every
+        spent, fresh = now - self._started, self.completed - self._first
         rest = max(0.0, self.total - self.completed)  # steps need not add up to the total to the bit
         left = "time left unknown" if fresh <= 0 < rest else f"{spent * rest / max(fresh, 1e-9):.0f} s left"
         console.print(
