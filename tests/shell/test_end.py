@@ -6,6 +6,7 @@ import pytest
 
 from lustral.shell import weights
 from lustral.shell.ending import awaited
+from lustral.shell.ledger import Ledger
 from lustral.shell.trainer import fit
 
 TRAIN = ["train", "classifier", "net.safetensors", "--network.width=4", "--recipe.steps=9", "--recipe.batch=8"]
@@ -43,3 +44,20 @@ def test_a_second_request_ends_at_once_and_handlers_are_put_back():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_evaluation_that_is_asked_to_end_says_what_is_kept(lustral, monkeypatch, capfd):
+    asked = ["evaluate", "run", "--data=digits", "--images=4", "--stages=clean,null", "--resources.batch=2"]
+    asked += ["--classification.classifier=digits-cnn"]
+    write = Ledger.write
+
+    def interrupted(*args):
+        write(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "write", interrupted)
+        assert lustral(*asked) == 130
+    said = capfd.readouterr().err
+    assert "interrupted; what was finished is kept, and the same command goes on from there." in said
+    assert lustral(*asked) == 0

@@ -308,7 +308,7 @@ def main(args: list[str] | None = None) -> int:
     except ArgumentError as e:
         return _say(f"{' '.join(str(e).split())} (--help lists the options of a command)", 2)
     except KeyboardInterrupt as e:
-        kept = f"{e or 'what was finished is kept'}, and the same command goes on from there."
+        kept = f"{str(e) or 'what was finished is kept'}, and the same command goes on from there."
         said = kept if RESUMING & set(given[:1]) else "the same command starts from the beginning."
         return _say(f"interrupted; {said}", INTERRUPTED)
     return 0

@@ -121,13 +121,20 @@ def certify_all(
     """Measures the gradients and the noise of every system that has no certificate in the ledger yet."""
     how = {"eot": sizes.SIZES[suite].eot, "thorough": suite in ("standard", "gold")}
     todo = [system for system in systems if ledger.certificate(system.name) is None]
-    calls = [lambda s=system: (s.name, certify(s, data, threat, key, **how)) for system in todo]
+    planned = {system.name: _rows_of_certificate(system, **how) for system in todo}
     with progress() as bar:
-        task = bar.add_task("gradient certificates", total=max(1, len(todo)))
+        task = bar.add_task("gradient certificates", total=sum(planned.values()) or 1)
         bar.advance(task, 0 if todo else 1)
 
-        def note(found: tuple[str, dict]) -> None:
-            ledger.certify(*found)
-            bar.advance(task)
+        def measured(system: System) -> tuple[str, dict]:
+            with gauge.gauged(system.meter, 1.0, planned[system.name], partial(bar.advance, task)):
+                return system.name, certify(system, data, threat, key, **how)
 
-        side_by_side(calls, note, resources)
+        side_by_side([partial(measured, system) for system in todo], lambda found: ledger.certify(*found), resources)
+
+
+def _rows_of_certificate(system: System, eot: int, thorough: bool) -> float:
+    """About how many network rows a certificate costs, for the estimate of the time left: as counted on the digits."""
+    draws = 1 if not system.random else eot
+    rows = 700 + (128 * eot if system.random else 0) + (1700 * draws if thorough else 0)
+    return float(rows * (1 if system.defence.purifier is None else gauge.calls(system.defence.purifier)))
