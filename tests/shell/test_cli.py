@@ -16,7 +16,7 @@ import torch
 from digits import EPS, digits
 from lustral.classifiers.whitened import Whitening
 from lustral.evaluate import metrics
-from lustral.shell import commands, runner, weights
+from lustral.shell import runner, weights
 from lustral.shell.cli import COMMANDS, main
 from lustral.shell.images import data
 from lustral.shell.ledger import Ledger
@@ -262,7 +262,6 @@ def test_an_interrupted_command_says_how_to_go_on(lustral, monkeypatch, capsys):
     monkeypatch.setattr(runner, "run", interrupt)
     assert lustral("evaluate", "run", *RUN) == 130
     assert "the same command goes on" in capsys.readouterr().err
-    monkeypatch.setattr(commands, "run", interrupt)
     assert lustral("attack", "a.npz", "--images=1") == 130
     assert "starts from the beginning" in capsys.readouterr().err
 

@@ -164,6 +164,7 @@ def test_attacks_of_ones_own_are_stages_of_the_report_and_of_the_ledger(assessed
 def test_results_say_what_they_are(assessed):
     found, _, _, place = assessed
     assert "changed within Linf ε = 0.3" in found.summary
+    assert "so quote a number of standard." in found.summary, "smoke says what it is no evidence of"
     assert repr(found) == found.summary
     assert dict(found).keys() == stored.results(place).keys()
     assert found["data"]["classes"] == stored.results(place)["data"]["classes"] == NAMES

@@ -36,3 +36,14 @@ VERSION = 1
 def title(name: str) -> str:
     """What a number made by this suite is called by: ``lustral-standard-1``."""
     return f"lustral-{name}-{VERSION}"
+
+
+CAVEATS = {
+    "smoke": "The suite smoke shows that everything runs: longer attacks leave less, so quote a number of standard.",
+    "quick": "The suite quick is for work on a defence: longer attacks leave less, so quote a number of standard.",
+}
+
+
+def caveat(title: str | None) -> str | None:
+    """What a number of a suite, by the name it is called by, cannot be quoted for; None where nothing is to be said."""
+    return next((said for name, said in CAVEATS.items() if f"lustral-{name}-" in (title or "")), None)

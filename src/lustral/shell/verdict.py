@@ -6,6 +6,7 @@ from importlib import resources
 
 import jinja2
 
+from ..evaluate import sizes
 from .looks import STAGES, Look, looks_of, main_rows
 from .pages import page
 
@@ -33,6 +34,7 @@ def said(results: dict, looks: dict[str, Look]) -> dict:
         "systems": [look for look in looks.values() if any(name == look.name for name, _ in main)],
         "heads": heads,
         "lowest": [(look, row) for look, row in _lowest(main, looks, withheld) if (look, row) not in heads],
+        "caveat": sizes.caveat(results.get("suite")),
         "unsaid": [looks[name].label for name in withheld if not shown(main, name)],
     }
 
