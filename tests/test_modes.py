@@ -1,18 +1,23 @@
 """A defence has no mode of its own, switches nobody's, and shows no network whose mode changes what it says."""
 
+import os
+import random
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from components import images
 from lustral.attacks.foreign import Averaged
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify, trace
 from lustral.core.noise import Key, audit
+from lustral.core.spec import spec
 from lustral.defence import defend
 from lustral.denoisers.base import Meter
 from lustral.denoisers.ideal import FiniteSet
@@ -260,6 +265,22 @@ def never_again(x: Tensor) -> Tensor:
     return x + 0.1 * torch.randn_like(x)
 
 
+def numpys_noise(x: Tensor) -> Tensor:
+    return x + 0.1 * torch.from_numpy(np.random.rand(*x.shape)).to(x)
+
+
+def pythons_noise(x: Tensor) -> Tensor:
+    return x + 0.1 * random.random()
+
+
+def rarely(x: Tensor) -> Tensor:
+    return x + 0.1 if torch.rand(()) < 1e-6 else x
+
+
+def of_the_system(x: Tensor) -> Tensor:
+    return x + 0.1 * int.from_bytes(os.urandom(4), "big") / 2**32
+
+
 class AlwaysDropping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x.flatten(1), 0.5)[:, :3]
@@ -267,13 +288,50 @@ class AlwaysDropping(nn.Module):
 
 def test_what_cannot_be_repeated_is_refused_where_it_is_to_be_and_shown_where_it_is_not():
     x, plain = images(2), Plain().eval()
-    for make in (lambda **o: defend(plain, never_again, **o), lambda **o: defend(AlwaysDropping().eval(), **o)):
+    makes = [lambda f=f, **o: defend(plain, f, **o) for f in (never_again, numpys_noise, rarely, pythons_noise)]
+    for make in (*makes, lambda **o: defend(AlwaysDropping().eval(), **o)):
         for call in (lambda d: d.decide(x, 0), lambda d: d.decide(x, KEY.rng(2)), lambda d: d.bind(0)(x)):
-            with pytest.raises(UserError, match="two things of the same image under the same noise"):
+            with pytest.raises(UserError, match="which the seed given here does not repeat"):
                 call(make())
-        with pytest.raises(UserError, match="two things of the same image"):
+        with pytest.raises(UserError, match="draws from a generator of torch, NumPy or Python"):
             make(key=KEY)(x)
         assert make()(x).shape == make().decide(x).logits.shape == (2, 3)
+    with pytest.raises(UserError, match="two things of the same image under the same noise"):
+        defend(plain, of_the_system).decide(x, 0)
+
+
+def test_noise_that_is_seeded_anew_at_every_call_is_repeated():
+    defence, x = (
+        defend(Plain().eval(), lambda x: x + 0.1 * torch.randn(x.shape, generator=torch.manual_seed(3))),
+        images(2),
+    )
+    assert torch.equal(defence.decide(x, 0).logits, defence.decide(x, 0).logits)
+
+
+class Skipping(nn.Module):
+    """Leaves itself out now and then in training mode: seldom enough that one look sees nothing of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left_out = self.training and torch.rand(()) < 1e-6
+        return x.flatten(1)[:, :3] * (0 if left_out else 1)
+
+
+@pytest.mark.parametrize("dress", [parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_what_changes_its_weights_or_draws_in_training_mode_is_refused(dress):
+    x = images(2)
+    for net in (nn.Sequential(nn.Flatten(), dress(nn.Linear(64, 3))), Skipping()):
+        with pytest.raises(UserError, match=r"in training mode.*call \.eval\(\) on it first"):
+            defend(net.train()).decide(x, 0)
+        assert torch.equal(defend(net.eval()).decide(x, 0).logits, net(x))
+
+
+def test_dropout_that_an_export_keeps_is_refused():
+    x = images(2)
+    any_batch = ({0: torch.export.Dim.AUTO},)
+    kept = torch.export.export(flat(nn.Dropout(0.5)), (x,), dynamic_shapes=any_batch).module()
+    with pytest.raises(UserError, match="which the seed given here does not repeat"):
+        defend(kept).decide(x, 0)
+    assert spec(defend(kept))["type"] == "lustral.defence.Defence"
 
 
 def test_repeating_is_asked_once_of_a_users_own_code_and_never_of_ours():

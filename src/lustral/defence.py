@@ -11,7 +11,7 @@ from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
 from .core.inference import differentiable
 from .core.lanes import Lanes, gather, in_parts
-from .core.networks import Modeless, Networks, aside, modules_in, same
+from .core.networks import Modeless, Networks, aside, heard, modules_in, same
 from .core.noise import Key, Mixed, Rng, Veiled, as_key, as_rng, veiled
 from .core.purifier import Purifier
 from .core.vote import ABSTAIN, Single, Vote
@@ -140,7 +140,12 @@ class Defence(Modeless):
         few, noise = x[:1], as_rng(rng, len(x))[:1]
         self._check_modes(few, noise)
         with aside():
-            first, again = (self._draws(few, noise) for _ in range(2))
+            (first, drew), (again, drew_again) = (heard(lambda: self._draws(few, noise)) for _ in range(2))
+        if drew and drew_again:
+            raise UserError(
+                "This defence draws from a generator of torch, NumPy or Python, which the seed given here does not "
+                "repeat: take all noise from the rng that a purifier is given, or ask without a seed."
+            )
         if not same(first, again):
             raise UserError(
                 "This defence says two things of the same image under the same noise: take all noise from the rng that "

@@ -26,6 +26,17 @@ def test_a_function_is_applied_as_often_as_asked(x):
     assert torch.equal(purify(from_function(squash, steps=3), x, KEY), squash(squash(squash(x))))
 
 
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Direct()])
+def test_a_function_may_change_its_images_in_place(x, adjoint):
+    mine, reference = x.clone(), x.clone().requires_grad_()
+    expected = reference.sigmoid().sigmoid()
+    assert torch.equal(purify(from_function(torch.sigmoid_, steps=2), mine, KEY, adjoint=adjoint), expected)
+    assert torch.equal(mine, x)
+    out = purify(from_function(torch.sigmoid_, steps=2), mine.requires_grad_(), KEY, adjoint=adjoint)
+    grads = (torch.autograd.grad(found.sum(), at)[0] for found, at in ((out, mine), (expected, reference)))
+    assert torch.equal(*grads)
+
+
 def sample_specific(denoiser):
     return ssni(diffpure(denoiser), Reference(1.0, 1.0, 0.5, 1.5, 9))
 

@@ -11,12 +11,15 @@ from types import CodeType, FunctionType
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .errors import UserError
-from .generators import untouched
+from .generators import stands, untouched
 from .noise import replaying
 
 _unseen: ContextVar[bool] = ContextVar("lustral_aside", default=False)
@@ -163,7 +166,7 @@ class Networks:
         if not awake:
             return
         self.refuse()
-        if not same(*_in_both_modes(awake, said)):
+        if _differ(*_in_both_modes(awake, said)):
             raise UserError(
                 f"A network is in training mode, where its {type(awake[0]).__name__} says something else than in "
                 "evaluation mode; call .eval() on it first."
@@ -174,7 +177,7 @@ class Networks:
 def _own(thing: object) -> bool:
     """Whether a module's, an object's or a function's code is a user's, which may do anything."""
     written = _home(thing.__module__ if isfunction(thing) else type(thing).__module__) not in KEPT
-    return written or isinstance(thing, torch.jit.ScriptModule)
+    return written or isinstance(thing, torch.jit.ScriptModule | GraphModule)
 
 
 def _random_or_of_the_batch(module: nn.Module) -> bool:
@@ -185,28 +188,47 @@ def _random_or_of_the_batch(module: nn.Module) -> bool:
         return module.track_running_stats
     if isinstance(module, nn.RReLU):
         return module.lower < module.upper
+    if isinstance(module, _SpectralNorm) or any(
+        isinstance(h, SpectralNorm) for h in module._forward_pre_hooks.values()
+    ):
+        return True
     rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
     return isinstance(rate, float) and rate > 0
 
 
-def _in_both_modes(modules: list[nn.Module], said: Callable[[], Tensor]) -> tuple[Tensor | None, Tensor]:
+Heard = tuple[Tensor | None, bool]
+"""What was said, and whether it drew from a generator that the process has only one of."""
+
+
+def _differ(loud: Heard, quiet: Heard) -> bool:
+    """Whether training mode adds noise or says something else; noise that is there in both modes hides the rest."""
+    return not quiet[1] and (loud[1] or not same(loud[0], quiet[0]))
+
+
+def _in_both_modes(modules: list[nn.Module], said: Callable[[], Tensor]) -> tuple[Heard, Heard]:
     """What is said with modules as they are (None where they fail) and in evaluation mode; all is left as it was."""
     kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
     with aside():
         try:
             for module in modules:
                 module.training = False
-            quiet = said()
+            quiet = heard(said)
         finally:
             for module in modules:
                 module.training = True
         try:
-            return said(), quiet
+            return heard(said), quiet
         except (RuntimeError, ValueError):  # as batch normalisation of one row
-            return None, quiet
+            return (None, False), quiet
         finally:
             for buffer, value in kept:
                 buffer.copy_(value)
+
+
+def heard(said: Callable[[], Tensor]) -> Heard:
+    """What is said now."""
+    before = stands()
+    return said(), stands() != before
 
 
 def same(one: Tensor | None, other: Tensor) -> bool:

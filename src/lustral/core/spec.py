@@ -116,9 +116,9 @@ def _slots(kind: type) -> list[str]:
     return [name for name in found if name not in ("__dict__", "__weakref__")]
 
 
-def _installed(module: str, file: str | None) -> bool:
+def _installed(module: str | None, file: str | None) -> bool:
     """Whether code belongs to Lustral, to Python or to a library, and not to the user."""
-    if module.partition(".")[0] in {"lustral", *sys.stdlib_module_names} - {"__main__"}:
+    if (module or "").partition(".")[0] in {"lustral", *sys.stdlib_module_names} - {"__main__"}:
         return True
     return "site-packages" in (file or "") or "dist-packages" in (file or "")
 

@@ -180,7 +180,8 @@ class Function:
         return Images(x)
 
     def step(self, i: int, state: Images, rng: Rng) -> Images:
-        return Images(self.function(state.x, rng) if self.uses_rng else self.function(state.x))
+        x = state.x.clone()  # which the function may change in place
+        return Images(self.function(x, rng) if self.uses_rng else self.function(x))
 
     def readout(self, state: Images) -> Tensor:
         return state.x
