@@ -17,8 +17,10 @@ from lustral.core.threat import L1, L2, Linf
 from lustral.core.vote import MeanLogits
 from lustral.defence import Defence, defend
 from lustral.evaluate import cheats, deployed
-from lustral.evaluate.protocol import System
+from lustral.evaluate.findings.witnessed import hidden
+from lustral.evaluate.protocol import Job, Stage, System, Task, run
 from lustral.evaluate.witness import Later, Witness, paths
+from lustral.evaluate.witness import watched as witness_of
 from lustral.shell import weights
 
 KEY, THREAT, N = Key(5), Linf(3 / 16), 4
@@ -70,8 +72,41 @@ def test_what_claims_nothing_is_not_asked(gradient, net):
 def test_a_false_gradient_is_seen_where_it_is(bend, closed, net):
     front = cheats.bent(bend)
     defence = Defence(lambda x: net(front(x))) if closed else defend(net, front)
-    found = ratios(watched(defence, APGD(THREAT, exact(), margin, 5, patience=0)))
+    probes = watched(defence, APGD(THREAT, exact(), margin, 9, patience=0)).probes()
+    found = [probe.measured / probe.predicted for probe in probes if probe.kind == "step" and probe.look > 1]
     assert sum(0.8 <= ratio <= 1.25 for ratio in found) <= len(found) / 2
+
+
+def slopes(witness: Witness) -> list[tuple[float, float, float]]:
+    return [probe[3:6] for probe in witness.probes() if probe.kind == "across"]
+
+
+@pytest.mark.parametrize("threat", [THREAT, L2(1.0), L1(4.0)], ids=str)
+def test_a_gradient_that_shows_a_part_of_itself_does_not_foretell_slopes_across_it(threat, net):
+    attack = APGD(threat, exact(), margin, 6, patience=0)
+    assert hidden(slopes(watched(defend(net, blurred), attack))) == ("green", 0.0)
+    few = defend(net, cheats.bent(cheats.partly(digits(N).x, 10.0)))
+    part = watched(few, attack)
+    assert hidden(slopes(part))[0] == "red"
+    later = [probe for probe in part.probes() if probe.kind == "step" and probe.look > 1]
+    assert all(0.8 <= probe.measured / probe.predicted <= 1.25 for probe in later), "its own step it does predict"
+
+
+def test_only_the_key_says_which_looks_are_watched():
+    looks = range(1, 101)
+    seen = [[look for look in looks if witness_of(look, Key(k).rng(3))] for k in range(40)]
+    assert all(found[0] == 1 for found in seen)
+    assert len({tuple(found) for found in seen}) == 40
+    assert 6 < sum(map(len, seen)) / 40 < 9, "1 + Σ 1.5/look"
+    assert witness_of(7, Key(1).rng(3)) == witness_of(7, Key(1).rng(torch.tensor([5])))
+
+
+def test_a_system_that_knows_the_judge_by_its_batch_is_not_asked_alike(net):
+    sure = System("s", defend(lambda x: net(x) if len(x) <= 3 * N else 5 * net(1 - x), blurred))
+    stage = Stage("exact", PGD(THREAT, exact(), steps=2), 20)
+    for system, alike in ((System("s", defend(net, blurred)), True), (sure, False)):
+        probes = run(Task(Job(system, stage, N), digits(N), digits(N).x), KEY).probes
+        assert all((probe.measured < 1e-4) == alike for probe in probes if probe.kind == "asked" and probe.look == 0)
 
 
 def test_a_witness_changes_neither_the_search_nor_the_noise_that_it_draws(net):

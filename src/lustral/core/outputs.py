@@ -78,11 +78,12 @@ def asked(who: str, network: Callable[..., Any], x: Tensor, *others: Tensor) -> 
             raise
         channels = re.search(r"to have (\d+) channels, but got (\d+) channels", said)
         if channels:
-            raise UserError(other_channels(who, channels[1], channels[2])) from e
+            each = max(1, int(channels[2]) // x.shape[1])  # a network that folds patches sees several for one
+            raise UserError(other_channels(who, int(channels[1]) // each, x.shape[1])) from e
         raise UserError(f"{who} does not take images of shape {list(x.shape[1:])} (torch: {said}).") from e
 
 
-def other_channels(who: str, known: int | str, given: int | str) -> str:
+def other_channels(who: str, known: int, given: int) -> str:
     """What is said of images with another number of channels than a network's."""
     return f"{who} takes images with {known} channels, but these have {given}."
 

@@ -17,7 +17,7 @@ from ..attacks.losses import margin
 from ..attacks.pgd import RandomSign
 from ..core.adjoint import Checkpointed, Direct
 from ..core.inference import differentiable
-from ..core.networks import weights
+from ..core.networks import Networks, weights
 from ..core.noise import Key, Rng, audit, veiled
 from ..core.purifier import Purifier
 from ..core.threat import L1, Linf, Threat
@@ -49,10 +49,11 @@ def certify(system: System, data: Data, threat: Threat, key: Key, *, eot: int = 
     found |= noise_facts(defence, few, threat, key)
     found |= gradient_facts(defence, few, threat, key)
     found |= zero_facts(defence, data[:GRADIENTS], key)
-    found["deployed"] = differences(system, few, threat, key)
+    found |= differences(system, few, threat, key)
     found["ways"] = ways(system, few, key)
     if defence.purifier is not None:
-        found |= replay_facts(defence.purifier, few.x, key.rng(few.ids).fold("replay"))
+        own = Networks(defence.purifier).cast(few.x)
+        found |= replay_facts(defence.purifier, own, key.rng(few.ids).fold("replay"))
         found |= purification_facts(defence, data, key)
     if system.random:
         found["agreement"] = agreement(defence, few, key, 2 * eot)
@@ -244,7 +245,8 @@ def _same(a: object, b: object) -> bool:
 def purification_facts(defence: Defence, data: Data, key: Key) -> dict:
     """What purification does to clean images: how far they move, how often their label changes, how much is clipped."""
     few = data[:SEEN]
-    out = Checkpointed()(defence.purifier, few.x, key.rng(few.ids).fold("clean").fold("purify"))
+    own = Networks(defence.purifier).cast(few.x)
+    out = Checkpointed()(defence.purifier, own, key.rng(few.ids).fold("clean").fold("purify"))
     before, after = defence.classify(few.x).argmax(dim=1), defence.classify(out).argmax(dim=1)
     return {
         "moved": float((out - few.x).square().mean().sqrt()),

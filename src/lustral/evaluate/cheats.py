@@ -66,16 +66,33 @@ def off(clean: Tensor, x: Tensor) -> Tensor:
     return (x[:, None] - clean.to(x)[None]).flatten(2).abs().amax(dim=2).amin(dim=1)
 
 
+def within(clean: Tensor, eps: float, x: Tensor) -> Tensor:
+    """Which images are no clean ones, but within eps of some, [b]."""
+    away = off(clean, x)
+    return (away > 1e-4) & (away <= eps + 1e-5)
+
+
 def leaking(net: Net, clean: Tensor, eps: float) -> Net:
     """Honest at clean images and beyond eps of them; between, labels as steps beside a leak that leads nowhere."""
 
     def logits(x: Tensor) -> Tensor:
-        true, away = net(x), off(clean, x.detach())
+        true, between = net(x), within(clean, eps, x.detach())
         leak = x.flatten(1) @ Key(0).rng(x[0].numel()).normal(true.new_empty(x[0].numel(), true.shape[1]))
         steps = 10 * one_hot(true.argmax(dim=1), true.shape[1]).to(true) + 0.1 * leak
-        return torch.where(((away > 1e-4) & (away <= eps + 1e-5))[:, None], steps, true)
+        return torch.where(between[:, None], steps, true)
 
     return logits
+
+
+def partly(clean: Tensor, eps: float) -> Bend:
+    """The truth at clean images; within eps of them all but a few pixels, those that matter least, say nothing."""
+
+    def few(grad: Tensor) -> Tensor:
+        size = grad.abs().flatten(1)
+        last = torch.where(size == 0, torch.inf, size).topk(8, dim=1, largest=False).indices
+        return grad * torch.zeros_like(size).scatter(1, last, 1.0).view_as(grad)
+
+    return lambda grad, x: torch.where(within(clean, eps, x).view(-1, 1, 1, 1), few(grad), grad)
 
 
 def beyond(clean: Tensor, eps: float) -> Bend:

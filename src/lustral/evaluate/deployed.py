@@ -17,15 +17,19 @@ ASKED = 8  # draws of each image at either place
 SHUFFLES = 4000
 
 
-def differences(system: System, data: Data, threat: Threat, key: Key) -> list[tuple[float, float]]:
-    """(predicted, measured) changes along gradients, at images, inside the threat and far beyond it."""
+def differences(system: System, data: Data, threat: Threat, key: Key) -> dict[str, list[tuple[float, float, float]]]:
+    """Changes (predicted, measured, error) at images, inside the threat and far beyond it, as ``Probe`` has them.
+
+    ``deployed`` are those along gradients, ``across`` those along random signs.
+    """
     rng = key.rng(data.ids).fold("differences")
     starts = [data.x, threat.start(data.x, rng.fold("inside")), widest(threat).start(data.x, rng.fold("beyond"))]
     found = []
     for k, x in enumerate(starts):
         exact()(witness := Witness(system.defence, threat, share=1), x, data.y, margin, rng.fold(k))
-        found += [probe[3:5] for probe in witness.probes() if probe.kind == "step"]
-    return found
+        found += witness.probes()
+    kinds = {"deployed": "step", "across": "across"}
+    return {name: [probe[3:] for probe in found if probe.kind == kind] for name, kind in kinds.items()}
 
 
 def ways(system: System, data: Data, key: Key) -> list[tuple[float, float, float]]:

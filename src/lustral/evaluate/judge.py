@@ -52,8 +52,11 @@ def judge(
 
     Draws come in whole decisions; ``noise`` says what noise a decision meets, where some of it is known.
     """
-    n = defence.vote.draws
-    decisions = max(1, draws // n)
-    rows = noise(rng.repeat(decisions)).repeat(n)
-    out = defence.draws(x.repeat_interleave(decisions * n, dim=0), rows)
-    return out.view(len(x), decisions * n, -1)
+    each = max(1, draws // defence.vote.draws) * defence.vote.draws
+    out = defence.draws(x.repeat_interleave(each, dim=0), rows(defence, rng, draws, noise))
+    return out.view(len(x), each, -1)
+
+
+def rows(defence: Defence, rng: Rng, draws: int, noise: Callable[[Rng], Rng | Mixed] = lambda r: r) -> Rng | Mixed:
+    """The noise of the judge's draws, an image's one after the other."""
+    return noise(rng.repeat(max(1, draws // defence.vote.draws))).repeat(defence.vote.draws)

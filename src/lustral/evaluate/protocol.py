@@ -26,8 +26,8 @@ from ..core.vote import Vote
 from ..defence import Defence
 from ..denoisers.base import Meter
 from . import metrics
-from .judge import judge, verify
-from .witness import Later, Probe, Witness, paths
+from .judge import judge, rows, verify
+from .witness import Later, Probe, Witness, alike, paths
 
 KNOWLEDGE = ("fresh", "known", "init", "step")
 
@@ -313,7 +313,11 @@ def run(task: Task, key: Key) -> Chunk:
         found = stage.attack.run(known or watched, start, data.y, place.fold("attack").rng(data.ids))
     probes = watched.probes()
     checked = verify(found.x, data.x, stage.bound)
-    logits = judge(defence, checked.x, place.fold("judge").rng(data.ids), job.draws, noise)
+    judging = place.fold("judge").rng(data.ids)
+    logits = judge(defence, checked.x, judging, job.draws, noise)
+    if stage.attack is not None:
+        first = rows(defence, judging, job.draws, noise)[:: logits.shape[1]]
+        probes += alike(defence, checked.x, logits[:, 0], first)
     check.labels(data.y, len(data.ids), logits.shape[-1])
     if some := watched.routes:
         ways = data.x[:some], checked.x[:some], data.y[:some]

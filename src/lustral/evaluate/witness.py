@@ -20,7 +20,9 @@ from ..core.threat import L1, L2, Linf, Threat
 from ..defence import Defence
 from .judge import judge
 
-SHARE = 8  # of a look's rows every eighth is tried, at least one
+OFTEN = 1.5  # over its number is the probability that a look is watched
+FIRST = 16  # images of a search's first look that are tried
+SHARE = 8  # of a later look's rows every eighth is tried, at least one
 LENGTHS = (1 / 16, 1 / 64)  # of eps: steps that are tried
 TWINS = 4  # rows in which the judge is asked a search's question
 POINTS = 16  # of a path, one in each part of it
@@ -30,8 +32,9 @@ ROWS, MOST = 512, 4  # a search's gradients for every path that is followed, and
 class Probe(NamedTuple):
     """What a gradient predicts and what was measured, at one image.
 
-    ``kind`` is ``step`` (the change along a step of the search), ``path`` (that of the margin from the clean image to
-    the candidate; ``error`` is the standard error of the prediction), ``asked`` (the difference between the logits that
+    ``kind`` is ``step`` (the change along a step of the search), ``across`` (that along random signs, beside its usual
+    size; ``error`` is how far slopes of two lengths differ), ``path`` (that of the margin from the clean image to the
+    candidate; ``error`` is the standard error of the prediction), ``asked`` (the difference between the logits that
     search and judge get for one question, beside their size) or ``later`` (that between two answers of the judge,
     before and after the search). ``look`` counts the looks along a gradient.
     """
@@ -59,7 +62,10 @@ class Asked(NamedTuple):
 
 
 class Witness:
-    """A defence as a search sees it, watched at the 1st, 2nd, 4th, 8th, … look along a gradient said to be exact."""
+    """A defence as a search sees it, watched at some looks along a gradient said to be exact.
+
+    The first is watched, later ones more and more seldom, by a throw that only the run's key knows beforehand.
+    """
 
     def __init__(self, defence: Defence, threat: Threat | None, share: int = SHARE):
         self.defence, self.label, self.share = defence, defence.label, share
@@ -73,9 +79,10 @@ class Witness:
         if not (torch.is_grad_enabled() and x.requires_grad and exactly(adjoint or self.defence.adjoint)):
             return self.defence.logits(x, rng, adjoint)
         self.looks, self.rows = self.looks + 1, self.rows + len(x)
-        if self.looks & (self.looks - 1):
+        if not watched(self.looks, rng):
             return self.defence.logits(x, rng, adjoint)
-        rows = some(rng.ids, max(1, len(x) // self.share), self.looks).to(x.device)
+        most = max(1, len(x) // self.share) if self.looks > 1 else FIRST
+        rows = some(rng.ids, most, self.looks).to(x.device)
         asked = Asked(self.looks, x.detach()[rows], rng[rows], {})
         x = x.view_as(x)
         x.register_hook(lambda grad: asked.keep("grad", grad, rows))
@@ -102,22 +109,16 @@ class Witness:
         for asked in todo:
             if "weights" in asked.found:
                 with aside():
-                    self._probes += self._steps(asked) + (self._twins(asked) if asked.look == 1 else [])
+                    self._probes += self._steps(asked) + self._across(asked)
+                    self._probes += self._twins(asked) if asked.look == 1 else []
 
     def _steps(self, asked: Asked) -> list[Probe]:
         """Σ weights·(logits(x⁺) − logits(x⁻)) against ⟨gradient, x⁺ − x⁻⟩, at the best of several lengths of step."""
-        weights, x = asked.found["weights"], asked.x
+        x = asked.x
         grad = asked.found.get("grad", torch.zeros_like(x))
         signs = Key(0).fold("signs").rng(asked.rng.ids).sign(x)  # where nothing leads anywhere, nothing may change
         along = torch.where((grad == 0).flatten(1).all(dim=1).view(-1, 1, 1, 1), signs, grad)
-        steps = [sign * length * self.threat.eps for length in LENGTHS for sign in (1, -1)]
-        ends = torch.stack(
-            [self.threat.ascend(x, step * along / abs(step), abs(step)).clamp(0, 1) for step in steps], 1
-        )
-        logits = self.defence.logits(ends.flatten(0, 1), asked.rng.again(len(steps))).unflatten(0, (len(x), -1))
-        moved, changed = (part[:, ::2] - part[:, 1::2] for part in (ends, logits))  # [n, lengths, …]
-        predicted = (moved * grad[:, None]).double().flatten(2).sum(dim=2)
-        measured = (changed * weights[:, None]).double().sum(dim=2)
+        predicted, measured, _ = self._changes(asked, grad, along)
         both = torch.stack([predicted, measured], dim=-1)
         off = (measured / predicted - 1).abs().nan_to_num(nan=torch.inf)
         best = both[torch.arange(len(x)), off.argmin(dim=1)]
@@ -126,12 +127,65 @@ class Witness:
             for image, pair in zip(asked.rng.ids.tolist(), best.tolist(), strict=True)
         ]
 
+    def _across(self, asked: Asked) -> list[Probe]:
+        """The same along random signs, where a gradient of which a part is hidden predicts little of what happens."""
+        grad = asked.found.get("grad", torch.zeros_like(asked.x))
+        signs = fresh(asked.rng).fold("across").sign(asked.x)
+        predicted, measured, size = self._changes(asked, grad, signs)
+        there = (size > 0).all(dim=1)
+        predicted, measured = predicted / size, measured / size
+        off = measured - predicted
+        best = off.abs().argmin(dim=1, keepdim=True)
+        rough = (off[:, 0] - off[:, 1]).abs()
+        found = torch.stack([predicted.gather(1, best)[:, 0], measured.gather(1, best)[:, 0], rough], dim=1)
+        images = asked.rng.ids[there.cpu()].tolist()
+        return [
+            Probe(image, "across", asked.look, *three)
+            for image, three in zip(images, found[there].tolist(), strict=True)
+        ]
+
+    def _changes(self, asked: Asked, grad: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Changes along a direction, at steps of several lengths [n, lengths]: predicted, measured, their usual size.
+
+        That size is the standard deviation of the prediction over the signs of the pixels' moves.
+        """
+        weights, x = asked.found["weights"], asked.x
+        steps = [sign * length * self.threat.eps for length in LENGTHS for sign in (1, -1)]
+        ends = torch.stack(
+            [self.threat.ascend(x, step * along / abs(step), abs(step)).clamp(0, 1) for step in steps], 1
+        )
+        logits = self.defence.logits(ends.flatten(0, 1), asked.rng.again(len(steps))).unflatten(0, (len(x), -1))
+        moved, changed = (part[:, ::2] - part[:, 1::2] for part in (ends, logits))  # [n, lengths, …]
+        each = (moved * grad[:, None]).double().flatten(2)
+        return each.sum(dim=2), (changed * weights[:, None]).double().sum(dim=2), each.norm(dim=2)
+
     def _twins(self, asked: Asked) -> list[Probe]:
         """The judge, asked what the search asked of the first row: in a batch of its own, without gradients."""
         votes = self.defence.vote
         draws = judge(self.defence, asked.x[:1], asked.rng[:1], TWINS * votes.draws)[0]
         merged = votes.merge(draws.unflatten(0, (TWINS, votes.draws)))[:1]
         return [Probe(int(asked.rng.ids[0]), "asked", asked.look, 0.0, apart(merged, asked.found["logits"][:1]))]
+
+
+def watched(look: int, rng: Rng | Mixed) -> bool:
+    """Whether a look, counted from 1, is watched."""
+    if look == 1:
+        return True
+    thrown = int(fresh(rng).key.fold("watched", look).philox("throw")[0]) / 2**64
+    return thrown < OFTEN / look
+
+
+def fresh(rng: Rng | Mixed) -> Rng:
+    """The noise of a search of which no part is known."""
+    return rng.fresh if isinstance(rng, Mixed) else rng
+
+
+def alike(defence: Defence, x: Tensor, judged: Tensor, rng: Rng | Mixed) -> list[Probe]:
+    """The judge's first draws [n, classes] of images x, asked again as a search asks: in its batch, for a gradient."""
+    with aside(), torch.enable_grad():
+        said = defence.draws(x.detach().requires_grad_(), rng).detach()
+    rows = range(min(TWINS, len(x)))
+    return [Probe(int(rng.ids[row]), "asked", 0, 0.0, apart(said[row], judged[row])) for row in rows]
 
 
 def exactly(adjoint: Adjoint) -> bool:

@@ -87,6 +87,9 @@ CONTROLS = {
     "false beyond eps": Control(
         lambda p: defend(p.net, cheats.bent(cheats.beyond(p.data.x, p.threat.eps))), ("path-integral", *FOLLOWED)
     ),
+    "a part of the gradient": Control(
+        lambda p: defend(p.net, cheats.bent(cheats.partly(p.data.x, p.threat.eps))), ("followed-gradient",)
+    ),
     "counts its calls": Control(lambda p: defend(p.net, cheats.Counting()), ("replayable", "asked-alike")),
     "knows who calls": Control(lambda p: defend(p.net, cheats.knows_caller), ("asked-alike",), random=True),
     "reversed attack": Control(

@@ -163,7 +163,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, conditioning: Tensor | None = None) -> Tensor:
         conditioning = x.new_zeros(len(x)) if conditioning is None else conditioning
-        emb = self.embed(embedding(conditioning.to(torch.promote_types(conditioning.dtype, x.dtype)), self.width))
+        level = conditioning.to(torch.promote_types(conditioning.dtype, x.dtype))
+        emb = self.embed(embedding(level, self.width).to(x.dtype))
         h = self.first(self.fold(x).contiguous(memory_format=torch.channels_last))
         skips = [h]
         for layer in self.down:

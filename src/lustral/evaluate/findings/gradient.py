@@ -4,7 +4,7 @@ from math import inf
 
 from ..metrics import wilson
 from .base import Evidence, Finding, bar, measured, must
-from .witnessed import capped, predicts
+from .witnessed import capped, hidden, predicts, worse
 
 
 def gradient_exists(e: Evidence) -> Finding | None:
@@ -33,15 +33,18 @@ def finite_difference(e: Evidence) -> Finding | None:
     """5: difference quotients over the whole chain, noise frozen: in float64, and in what is deployed."""
     exact, pairs = e.certificate.get("finite_difference"), e.certificate.get("deployed")
     inside = bar(exact, 1e-3, 1e-2, f"Relative difference to finite differences: {exact or 0:.1e}.")
-    held = predicts(tuple(pair) for pair in pairs or ())
+    held = predicts(tuple(pair[:2]) for pair in pairs or ())
     if not held:
         return inside
     share = sum(held) / len(held)
-    level = capped(e, "green" if share >= 0.9 else "red" if wilson(share, len(held)).high < 0.75 else "amber")
-    text = f"As deployed, the gradient predicts the change along it at {sum(held)} of {len(held)} places."
+    level = "green" if share >= 0.9 else "red" if wilson(share, len(held)).high < 0.75 else "amber"
+    across, unseen = hidden(e.certificate.get("across") or ())
+    level = capped(e, worse(level, across))
+    text = f"As deployed, the gradient predicts the change along it at {sum(held)} of {len(held)} places"
+    text += f", and does not foretell {unseen:.0%} of slopes along random signs." if "across" in e.certificate else "."
     if inside is None:
         return Finding(level, share, f"{text} No copy in float64 could be made.")
-    if inside.level == "red" and level == "green":
+    if inside.level == "red" and level != "red":
         level = "amber"  # a copy that computes in float32 all the same has quotients of rounding
     elif level != "red" and inside.level != "green":
         level = inside.level

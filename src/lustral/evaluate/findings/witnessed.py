@@ -21,6 +21,26 @@ def predicts(pairs: Iterable[tuple[float, float]]) -> list[bool]:
     return [p != 0 and low <= m / p <= high for p, m in pairs if (p, m) != (0, 0)]
 
 
+def hidden(slopes: Iterable[tuple[float, float, float]]) -> tuple[str, float]:
+    """The level of slopes across the gradient, and the share that it does not foretell.
+
+    Such a slope is further from what is predicted than half of its usual size, and than three times what slopes of two
+    lengths differ by: a rough function, or rounding, is no false gradient.
+    """
+    told = [abs(measured - predicted) <= max(0.5, 3 * error) for predicted, measured, error in slopes]
+    share = 1 - float(np.mean(told)) if told else 0.0
+    least = wilson(share, len(told)).low if told else 0.0
+    return "red" if least > 0.25 else "amber" if least > 0.05 else "green", share
+
+
+def worse(one: str, other: str) -> str:
+    """The worse of two levels."""
+    return max(one, other, key=LEVELS.index)
+
+
+LEVELS = "green", "amber", "red"
+
+
 def capped(e: Evidence, level: str) -> str:
     """Probabilities bend so much that a step in them is no proof; the finding ``logits`` speaks of them."""
     return "amber" if level == "red" and e.probabilities else level
@@ -33,20 +53,37 @@ def of_kind(e: Evidence, kind: str) -> dict[str, list[Probe]]:
 
 
 def followed_gradient(e: Evidence) -> Finding | None:
-    """2, 5: does the gradient that a search follows predict what its step does, there and then?"""
+    """2, 5: does the gradient that a search follows predict what its step does, there and then?
+
+    All searches together, those within the threat of the number together, and each alone.
+    """
     held = {stage: predicts(probe[3:5] for probe in probes) for stage, probes in of_kind(e, "step").items()}
     held = {stage: found for stage, found in held.items() if found}
     if not held:
         return None
     every = [one for found in held.values() for one in found]
-    share, stages = float(np.mean(every)), {stage: float(np.mean(found)) for stage, found in held.items()}
-    worst = min(stages, key=stages.get)
-    most = {stage: wilson(stages[stage], len(found)).high for stage, found in held.items()}
-    red = wilson(share, len(every)).high < 0.75 or min(most.values()) < 0.6
-    level = "red" if red else "green" if share >= 0.9 and stages[worst] >= 0.5 else "amber"
+    near = [one for stage, found in held.items() if _near(stage) for one in found]
+    share, shares = float(np.mean(every)), {stage: float(np.mean(found)) for stage, found in held.items()}
+    worst = min(shares, key=shares.get)
+    red = _most(every) < 0.75 or _most(near) < 0.75 or min(map(_most, held.values())) < 0.6
+    level = "red" if red else "green" if share >= 0.9 and shares[worst] >= 0.5 else "amber"
     text = f"At {len(every)} looks of {len(held)} searches the gradient predicts the change along the next step "
-    text += f"in {share:.0%}; least often in {worst} ({stages[worst]:.0%} of {len(held[worst])})."
-    return Finding(capped(e, level), share, text)
+    text += f"in {share:.0%}; least often in {worst} ({shares[worst]:.0%} of {len(held[worst])})."
+    slopes = [probe[3:6] for probes in of_kind(e, "across").values() for probe in probes]
+    across, unseen = hidden(slopes)
+    if slopes:
+        text += f" Of {len(slopes)} slopes along random signs it does not foretell {unseen:.0%}."
+    return Finding(capped(e, worse(level, across)), share, text)
+
+
+def _near(stage: str) -> bool:
+    """Whether a stage is within the threat of the number: no point of the curve, and not without bounds."""
+    return "@eps" not in stage and stage != "unbounded"
+
+
+def _most(held: list[bool]) -> float:
+    """What share of predictions at most holds, by Wilson's interval; all where there are none."""
+    return wilson(float(np.mean(held)), len(held)).high if held else 1.0
 
 
 def path_integral(e: Evidence) -> Finding | None:
