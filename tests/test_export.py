@@ -106,3 +106,18 @@ def test_what_differentiates_is_refused(name):
 def test_another_batch_is_refused():
     with pytest.raises(lustral.UserError, match="for batches of 2, not of 1"):
         ddpm().exportable(X, 3)(X[:1])
+
+
+def test_noise_that_does_not_fit_is_refused():
+    net = ddpm().exportable(X)
+    noise = net.noise(3)
+    for wrong in ([value[:1] for value in noise], [*noise, noise[0]], []):
+        with pytest.raises(lustral.UserError, match="as noise\\(rng\\) gives them, not"):
+            net(X, *wrong)
+    with pytest.raises(lustral.UserError, match="a batch of some images"):
+        ddpm().exportable(X[:0])
+
+
+def test_images_of_another_precision_are_cast():
+    system = ddpm()
+    assert torch.equal(system.exportable(X.double(), 3)(X.double()), system.exportable(X, 3)(X))

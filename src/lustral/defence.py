@@ -11,7 +11,7 @@ from .core.adjoint import Adjoint, Checkpointed
 from .core.errors import UserError
 from .core.inference import differentiable
 from .core.lanes import Lanes, gather, in_parts
-from .core.networks import Modeless, Networks, aside, heard, modules_in, same
+from .core.networks import Modeless, Networks, aside, modules_in, refuse_drawing, same
 from .core.noise import Key, Mixed, Rng, Veiled, as_key, as_rng, veiled
 from .core.purifier import Purifier
 from .core.vote import ABSTAIN, Single, Vote
@@ -26,6 +26,10 @@ class Verdict(NamedTuple):
     label: Tensor
     logits: Tensor
     draws: Tensor
+
+
+FAR = 32.0
+"""A value that no purified image in [0, 1] reaches, however much noise is left in it."""
 
 
 class Defence(Modeless):
@@ -107,16 +111,25 @@ class Defence(Modeless):
         at = self._judging.cast(x)
         out = outputs.asked("The classifier", self.classifier, at)
         if not self._looked:
-            self._refuse_probabilities(out, at)
+            self._look(out, at)
         return outputs.logits(out, len(x))
 
-    def _refuse_probabilities(self, out: Any, x: Tensor) -> None:
-        """Refuses, once, a classifier of two classes that says a probability, whose sign would always be one class."""
+    def _look(self, out: Any, x: Tensor) -> None:
+        """Refuses, once, images far out of range, and a classifier of two classes that says a probability.
+
+        Its sign would always be one class.
+        """
+        if len(x) and float(x.detach().abs().max()) > FAR:
+            raise UserError(
+                f"What the classifier gets spans [{float(x.min()):.4g}, {float(x.max()):.4g}]; a purifier returns "
+                "images in [0, 1], like those that it is given."
+            )
         with aside():
             if outputs.probabilities(out, self.classifier, x):
                 raise UserError(
-                    "This classifier says one number in [0, 1] of every image, a probability as it seems, but one "
-                    "number is taken for a logit, whose sign decides; leave the sigmoid out, or return its torch.logit."
+                    "This classifier says one number of every image that is never below 0, a probability as it seems, "
+                    "but one number is taken for a logit, whose sign decides; leave the sigmoid out, or return its "
+                    "torch.logit."
                 )
         self._looked = True
 
@@ -139,13 +152,7 @@ class Defence(Modeless):
             return
         few, noise = x[:1], as_rng(rng, len(x))[:1]
         self._check_modes(few, noise)
-        with aside():
-            (first, drew), (again, drew_again) = (heard(lambda: self._draws(few, noise)) for _ in range(2))
-        if drew and drew_again:
-            raise UserError(
-                "This defence draws from a generator of torch, NumPy or Python, which the seed given here does not "
-                "repeat: take all noise from the rng that a purifier is given, or ask without a seed."
-            )
+        first, again = refuse_drawing(lambda: self._draws(few, noise))
         if not same(first, again):
             raise UserError(
                 "This defence says two things of the same image under the same noise: take all noise from the rng that "

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .core import outputs
 from .core.errors import UserError
 from .core.inference import differentiable
-from .core.networks import Modeless, modules_in
+from .core.networks import Modeless, Networks, modules_in
 from .core.noise import Key, Mixed, Rng, Veiled, as_rng, veiled
 from .core.purifier import Purifier
 from .core.vote import Vote
@@ -97,7 +97,9 @@ class Exportable(Modeless):
         self.classifier, self.purifier, self.vote = classifier, purifier, vote
         for i, module in enumerate(modules_in((classifier, purifier))):
             self.add_module(f"inner_{i}", module)
-        self._like = torch.full_like(like, 0.5)
+        if not len(like):
+            raise UserError("A defence is exported for a batch of some images; give one of the size to come.")
+        self._like = Networks(purifier, classifier).cast(torch.full_like(like, 0.5))
         self.draws = tuple(draw for draw, _ in self._recorded(Key(0).rng(len(like))))
         self._check()
 
@@ -108,7 +110,12 @@ class Exportable(Modeless):
     def forward(self, x: Tensor, *noise: Tensor) -> Tensor:
         if self.draws and len(x) != len(self._like):
             raise UserError(f"This module is exportable for batches of {len(self._like)}, not of {len(x)}.")
-        n = self.vote.draws
+        if [tuple(value.shape) for value in noise] != [draw.shape for draw in self.draws]:
+            raise UserError(
+                f"This module's noise is {len(self.draws)} tensors of the shapes of its draws, as noise(rng) gives "
+                f"them, not {len(noise)} of {', '.join(str(list(value.shape)) for value in noise) or 'none'}."
+            )
+        n, x = self.vote.draws, x.to(self._like.dtype)
         clean = self._purified(x.repeat_interleave(n, dim=0) if n > 1 else x, Player(noise))
         logits = outputs.logits(self.classifier(clean), len(clean))
         return self.vote.merge(logits.unflatten(0, (len(x), n)))

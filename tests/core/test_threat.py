@@ -180,6 +180,16 @@ def test_an_eps_that_is_no_number_is_said_to_be_none(kind, eps):
         kind(eps)
 
 
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
+def test_an_eps_is_a_plain_number_whoever_made_it(kind):
+    for made in (np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5])):
+        assert type(kind(made).eps) is float
+        assert kind(made) == kind(0.5)
+    for wrong in ([0.5], 0.5j, torch.tensor([0.5, 0.5])):
+        with pytest.raises(UserError, match="eps must be a finite number"):
+            kind(wrong)
+
+
 def test_an_eps_out_of_reach_is_told_where_to_lie():
     with pytest.raises(UserError, match=r"Linf eps must lie in \[0, 1\]"):
         Linf(-0.1)

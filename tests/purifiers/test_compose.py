@@ -7,6 +7,7 @@ from lustral.core.adjoint import Checkpointed, Direct
 from lustral.core.errors import UserError
 from lustral.core.kernel import purify, trace
 from lustral.core.noise import Key, Rng
+from lustral.defence import defend
 from lustral.purifiers.compose import Chain, FieldNorm, chain, from_function, repeat, when
 from lustral.purifiers.diffusion import Diffusion
 from lustral.purifiers.presets import adp, diffpure, gdmp, gnsp, ssni
@@ -35,6 +36,31 @@ def test_a_function_may_change_its_images_in_place(x, adjoint):
     out = purify(from_function(torch.sigmoid_, steps=2), mine.requires_grad_(), KEY, adjoint=adjoint)
     grads = (torch.autograd.grad(found.sum(), at)[0] for found, at in ((out, mine), (expected, reference)))
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x: (x,), lambda x: None, lambda x: x[:1], lambda x: x[..., :4], lambda x: (255 * x).byte(), Tensor.numpy],
+)
+def test_a_function_returns_images_like_its_own(wrong, x):
+    with pytest.raises(UserError, match=r"returns images .* of floats for images of that shape, not "):
+        purify(from_function(wrong), x, KEY)
+
+
+def test_images_far_out_of_range_reach_no_classifier(x):
+    with pytest.raises(UserError, match=r"spans \[.*\]; a purifier returns images in \[0, 1\]"):
+        defend(lambda x: x.flatten(1), lambda x: 255 * x).decide(x, 0)
+
+
+def test_noise_that_no_seed_repeats_is_refused_where_one_is_given(x):
+    noisy = from_function(lambda x: x + 0.1 * torch.randn_like(x))
+    with pytest.raises(UserError, match="which the seed given here does not repeat"):
+        purify(noisy, x, 0)
+    assert not torch.equal(purify(noisy, x), purify(noisy, x))
+
+
+def test_a_function_of_any_arguments_gets_images(x):
+    assert torch.equal(purify(from_function(lambda *given: given[0]), x, KEY), x)
 
 
 def sample_specific(denoiser):

@@ -124,8 +124,8 @@ MISTAKES = {
     "numpy": (lustral.defend, given(x=X.numpy()), "must be a torch tensor"),
     "no images": (lustral.defend, digits(3)[:0], "at least one image"),
     "ids twice": (lustral.defend, given(ids=torch.zeros(3).long()), "an id of its own"),
-    "labels int32": (lustral.defend, given(y=digits(3).y.int()), "int64, one for each image"),
-    "labels too many": (lustral.defend, given(y=digits(4).y), "int64, one for each image"),
+    "labels int32": (lustral.defend, given(y=digits(3).y.int()), "an int64 label for each of the 3 images"),
+    "labels too many": (lustral.defend, given(y=digits(4).y), "an int64 label for each of the 3 images"),
     "labels beyond": (lustral.defend, given(y=digits(3).y + 10), "knows labels 0 to 9, but the data has"),
 }
 

@@ -29,7 +29,7 @@ CASES: Cases = {
     "evaluate: unknown stage": (lambda: evaluate("--stages=[clean,exakt]"), ["stages", "'exact'", "exakt"]),
     "evaluate: unknown vote": (
         lambda: evaluate("--classification.vote=all"),
-        ["classification.vote", "'majority'", "all"],
+        ["classification.vote", "majority", "'all'"],
     ),
     "evaluate: a single vote of three": (
         lambda: evaluate("--classification.draws=3"),
@@ -138,7 +138,7 @@ CASES: Cases = {
     "show: results of something else": (lambda: after(["show", "run"], a_run(a=1)), ["holds no results of Lustral"]),
     "show: unknown": (lambda: ["show", "digits-nn"], ["Unknown weights 'digits-nn'", "Did you mean 'digits-cnn'?"]),
     "no command": (lambda: [], ["subcommand", "--help"]),
-    "unknown command": (lambda: ["purifi"], ["invalid choice: 'purifi'", "'purify'"]),
+    "unknown command": (lambda: ["purifi"], ["Unknown command 'purifi'", "Did you mean 'purify'"]),
 }
 
 

@@ -100,11 +100,11 @@ CASES: Cases = {
     "purify: method none": (lambda: purify("--purification.method=none"), ["choose another method"]),
     "purify: unknown solver": (
         lambda: purify("--purification.solver=sdf"),
-        ["purification.solver", "'sde'", "sdf", "--help"],
+        ["purification.solver", "Did you mean 'sde'", "'sdf'"],
     ),
     "purify: unknown method": (
         lambda: purify("--purification.method=magic"),
-        ["purification.method", "'diffpure'", "magic"],
+        ["purification.method", "diffpure", "'magic'"],
     ),
     "purify: unknown option": (lambda: purify("--speed=9"), ["unrecognized arguments: --speed", "--help"]),
     "purify: unknown weights": (lambda: purify("--purification.denoiser=digits-unte"), ["Did you mean 'digits-unet'?"]),

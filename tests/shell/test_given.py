@@ -1,5 +1,8 @@
 """What is handed to ``assess``: images of many kinds, attacks of one's own; and what comes back."""
 
+import copy
+import json
+import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
 import lustral
 from digits import digits
 from lustral.attacks.search import Outcome
 from lustral.evaluate import certificate
 from lustral.evaluate.protocol import nothing
-from lustral.shell import given, stored
+from lustral.shell import folder, given, stored
 from lustral.shell.assessment import Assessment
 from lustral.shell.ledger import Ledger
 from lustral.shell.options import Resources
@@ -82,6 +85,12 @@ def test_names_of_classes_come_along():
 WRONG = {
     "a shuffling loader": (DataLoader(TensorDataset(X, Y), shuffle=True), "shuffle=False"),
     "images alone": (X, "pair"),
+    "a loader by chance": (DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler(range(5))), "without a sampler"),
+    "batches by chance": (
+        DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(RandomSampler(X), 2, False)),
+        "without a sampler",
+    ),
+    "a loader that leaves images out": (DataLoader(TensorDataset(X, Y), 2, drop_last=True), "drop_last=False"),
     "a name": ("digits", "lustral.data"),
     "labels that are fractions": ((X, Y.float()), "whole numbers"),
     "a set of images alone": (TensorDataset(X), "pairs"),
@@ -172,8 +181,12 @@ def test_results_say_what_they_are(assessed):
     assert "<table>" in page
     assert "<td>mine</td>" in page
     assert str(place) in page
-    with pytest.raises(TypeError):
-        found["rows"] = []
+    assert isinstance(found, dict)
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert copied == found
+        assert copied.folder == place
+    assert json.loads(json.dumps(folder.finite(found))).keys() == found.keys()
+    assert (found | {"rows": []})["rows"] == []
 
 
 def test_rows_are_a_table(assessed, monkeypatch):
@@ -232,3 +245,40 @@ def test_what_is_no_attack_is_refused(wrong):
 
 def test_arrays_are_cast_whatever_their_floats():
     assert given.data((np.asarray(X, dtype=np.float64), Y)).x.dtype == torch.float32
+
+
+def assess_with(**attacks) -> Assessment:
+    defences = {"net": lustral.defend(lustral.classifier("digits-cnn"))}
+    return lustral.assess(defences, (X, Y), lustral.Linf(0.3), "smoke", attacks=attacks, allow_red=True)
+
+
+def test_what_an_attack_leaves_outside_of_the_threat_is_counted_and_not_hidden():
+    found = assess_with(mine=lambda model, x, y: (x + 0.5).clamp(0, 1))
+    (row,) = (row for row in found["rows"] if row["stage"] == "mine")
+    assert row["repaired"] == len(X)
+    assert "threat-kept" in {f["name"] for f in found["findings"]["net"] if f["level"] == "red"}
+    found = assess_with(mine=lambda model, x, y: (x + 0.3 + 1e-6).clamp(0, 1))  # rounding is none
+    assert {row["repaired"] for row in found["rows"] if row["stage"] == "mine"} == {0}
+
+
+@pytest.mark.parametrize("wrong", [lambda m, x, y: x[:1], lambda m, x, y: x.numpy(), lambda m, x, y: None])
+def test_an_attack_returns_images_like_those_that_it_got(wrong):
+    with pytest.raises(lustral.UserError, match=r"An attack returns images \[5, 1, 8, 8\]"):
+        assess_with(mine=wrong)
+
+
+def test_an_attack_of_torchattacks_for_another_threat_is_refused():
+    torchattacks = pytest.importorskip("torchattacks")
+    net = lustral.classifier("digits-cnn")
+    for wrong in (torchattacks.PGD(net, eps=1 / 255), torchattacks.PGDL2(net, eps=0.3)):
+        with pytest.raises(
+            lustral.UserError, match=r"and this evaluation for Linf eps 0\.3; make it for the same threat"
+        ):
+            assess_with(mine=wrong)
+    with pytest.raises(lustral.UserError, match="given by name"):
+        lustral.assess(lustral.defend(net), (X, Y), lustral.Linf(0.3), "smoke", attacks=[net])
+
+
+def test_a_threat_is_none_of_plain_numbers():
+    with pytest.raises(lustral.UserError, match=r"A threat is lustral\.Linf"):
+        lustral.assess(lustral.defend(lustral.classifier("digits-cnn")), (X, Y), 8 / 255, "smoke")

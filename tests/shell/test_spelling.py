@@ -93,6 +93,25 @@ def test_what_is_no_number_is_refused(said):
         number(said)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "o", "--threat.eps", "8/0"], "--threat.eps is a number or a fraction such as 8/255, not 8/0."),
+        (["purify", "a", "b", "--seed", "0.7"], "--seed is a whole number, not 0.7."),
+        (["evaluate", "o", "--stages", "clean,known-init"], "'known-init'. Did you mean 'known init'? Known: apgd, "),
+        (["evaluate", "o", "--threat.norm", "L2"], "Unknown value of --threat.norm 'L2'. Known: l1, l2, linf."),
+        (["train", "clasifier", "a"], "Unknown value of --task 'clasifier'. Did you mean 'classifier'?"),
+        (["evaluat"], "Unknown command 'evaluat'. Did you mean 'evaluate'?"),
+        (["evaluate", "o", "--threat-eps", "1"], "unrecognized arguments: --threat-eps 1"),
+    ],
+)
+def test_a_mistake_is_said_in_a_sentence_and_as_it_was_typed(words, said, capsys):
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert not any(word in error for word in ("typing.", "<class", "Subtypes"))
+
+
 def test_the_version_comes_without_torch():
     script = (
         "import sys; from lustral.shell.cli import main\n"

@@ -17,6 +17,8 @@ from .gradients import AnyClass, KnownNoise, Selection, Victim
 from .losses import lead
 from .search import Best, Outcome, begin, searching
 
+ROUNDING = 1e-4
+"""How far outside of a threat an image may be by rounding."""
 Perturb = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -54,13 +56,15 @@ class Foreign:
 
     ``make`` takes a module (images to logits) and returns the attack: (x, y) → images of the same shape. Its labels are
     those of the search, [b], or (label, target) pairs [b, 2] whose targets it is to reach, or to refuse. What comes
-    back is projected into the threat and shown to ``select``.
+    back is projected into the threat and shown to ``select``. An attack that ``keeps`` the threat by itself is taken at
+    its word: what it leaves outside is left there, for the judge to mend and to count.
     """
 
     threat: Threat
     make: Callable[[nn.Module], Perturb]
     eot: int = 1
     select: Selection = Selection()
+    keeps: bool = False
 
     @property
     def looks(self) -> int:
@@ -80,7 +84,13 @@ class Foreign:
         key = rng.key.fold("foreign", *rng.ids.tolist())
         with seeded(int(key.philox("seed")[0]) >> 33, x0.device), torch.enable_grad():
             found = self.make(Averaged(victim, key, self.eot, y))(x0.float().clone(), y.clone())
-        x = self.threat.project(found.detach().to(x0), x0)
+        if not isinstance(found, Tensor) or found.shape != x0.shape:
+            said = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(f"An attack returns images {list(x0.shape)} for images of that shape, not {said}.")
+        x = found.detach().to(x0)
+        inside = self.threat.project(x, x0)
+        within = (self.threat.distance(x, inside) <= ROUNDING).view(-1, 1, 1, 1)
+        x = torch.where(within, inside, x) if self.keeps else inside
         best, rows = Best(x0, patience=0), torch.arange(len(x0), device=x0.device)
         best.see(rows, x, self.select(victim, x, y, lead(y), rng.fold("select")))
         return best.outcome()

@@ -52,7 +52,8 @@ def _axes(x: Tensor) -> str:
 def _scale(low: float, high: float) -> str:
     """What to do about images that span [low, high], which is not within [0, 1]."""
     if (low >= 0 and high > 2) or (low >= -0.5 and high > 5):
-        return "divide by 255"
+        white = next((value for value in WHITES if high <= 1.1 * value), WHITES[-1])
+        return f"divide by {white}" if high > 100 else "divide by what is white in them (255 of 8 bits, 16 in digits)"
     if low < 0 and max(-low, high) < 0.1:
         return "they are nearly black, as standardised ones are that were divided by 255; undo whatever scaled them"
     if low >= -1 - 1e-6 and high <= 1 + 1e-6:
@@ -63,6 +64,10 @@ def _scale(low: float, high: float) -> str:
             "classifier do it, as in torch.nn.Sequential(torchvision.transforms.Normalize(mean, std), net)"
         )
     return "rescale them"
+
+
+WHITES = 255, 1023, 4095, 65535
+"""What is white in images of 8, 10, 12 and 16 bits."""
 
 
 def overflowed(what: str) -> str:

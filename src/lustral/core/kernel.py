@@ -8,7 +8,7 @@ from . import check
 from .adjoint import Adjoint, Checkpointed
 from .errors import UserError
 from .inference import differentiable
-from .networks import Networks
+from .networks import Networks, heard, refuse_drawing
 from .noise import Key, Rng, Veiled, as_rng, veiled
 from .purifier import Purifier
 
@@ -22,10 +22,13 @@ def purify(
     respect to x; the default is exact with one image of memory per step. Gradients with respect to the purifier's own
     weights exist under ``Direct`` only.
     """
+    seeded = rng is not None
     at, rng = _begun(purifier, x, rng)
     if not len(x):
         return x
-    clean = (adjoint or Checkpointed())(purifier, at, rng).to(x.dtype)
+    clean, drew = heard(lambda: (adjoint or Checkpointed())(purifier, at, rng).to(x.dtype))
+    if drew and seeded:  # or another thread did
+        refuse_drawing(lambda: Checkpointed()(purifier, at[:1], rng[:1]))
     broken = (~clean.isfinite().flatten(1).all(dim=1)).nonzero()[:, 0].tolist()
     if broken:
         raise UserError(check.overflowed(f"images {', '.join(map(str, broken[:5]))} of the batch"))

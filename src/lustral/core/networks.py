@@ -231,6 +231,18 @@ def heard(said: Callable[[], Tensor]) -> Heard:
     return said(), stands() != before
 
 
+def refuse_drawing(said: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """What is said twice, aside; refuses what draws at both times from a generator that the process has only one of."""
+    with aside():
+        (first, drew), (again, drew_again) = (heard(said) for _ in range(2))
+    if drew and drew_again:
+        raise UserError(
+            "This draws from a generator of torch, NumPy or Python, which the seed given here does not repeat: take "
+            "all noise from the rng that a purifier is given, or ask without a seed."
+        )
+    return first, again
+
+
 def same(one: Tensor | None, other: Tensor) -> bool:
     """Whether two logits or images are the same but for rounding."""
     if one is None or one.shape != other.shape:

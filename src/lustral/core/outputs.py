@@ -68,6 +68,16 @@ def images(out: Any, like: Tensor, who: str) -> Tensor:
     return out
 
 
+def cleaned(out: Any, like: Tensor) -> Tensor:
+    """What a user's purifier returned for images ``like``, which must be images of the same shape."""
+    if not isinstance(out, Tensor) or out.shape != like.shape or not out.is_floating_point():
+        raise UserError(
+            f"A purifier's function returns images {list(like.shape)} of floats for images of that shape, not "
+            f"{_kind(out)}."
+        )
+    return out
+
+
 def asked(who: str, network: Callable[..., Any], x: Tensor, *others: Tensor) -> Any:
     """What a network returns for images x; it is said in one sentence where it does not take their shape."""
     try:
@@ -89,12 +99,12 @@ def other_channels(who: str, known: int, given: int) -> str:
 
 
 def probabilities(out: Any, network: Callable[[Tensor], Any], x: Tensor) -> bool:
-    """Whether a network seems to say one probability an image: a number in [0, 1] here and of noise and flat ones."""
+    """Whether a network seems to say one probability an image: no number below 0 here, of noise and of flat ones."""
 
     def within(out: Any, n: int) -> bool:
         found = picked(out, lambda t: t.dim() == 2 and len(t) == n)
         single = isinstance(found, Tensor) and found.shape == (n, 1) and found.is_floating_point()
-        return single and bool(((found >= 0) & (found <= 1)).all())
+        return single and bool((found >= 0).all())
 
     if not within(out, len(x)):
         return False

@@ -6,7 +6,7 @@ eps and distances are in the same units; a step ``size`` is the length of one st
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,13 +29,19 @@ class Threat(Protocol):
     def distance(self, x: Tensor, x0: Tensor) -> Tensor: ...
 
 
-def _check_eps(eps: float, largest: float, name: str) -> None:
-    if isinstance(eps, str | bool | None) or not math.isfinite(eps):
-        raise UserError(f"{name} eps must be a finite number, in units of images in [0, 1], not {eps!r}.")
+def _number(eps: Any, largest: float, name: str) -> float:
+    """An eps as a plain number, of Python, NumPy or torch; what cannot be right is refused."""
+    try:
+        given, eps = eps, math.nan if isinstance(eps, str | bool) else float(eps)
+    except (TypeError, ValueError, RuntimeError):
+        given, eps = eps, math.nan
+    if not math.isfinite(eps):
+        raise UserError(f"{name} eps must be a finite number, in units of images in [0, 1], not {given!r}.")
     if not 0 <= eps <= largest:
         hint = f"; {eps:g}/255 is {eps / 255:.6f}" if 1 < eps <= 255 and largest == 1.0 else ""
         room = "be at least 0" if largest == math.inf else f"lie in [0, {largest:g}]"
         raise UserError(f"{name} eps must {room}, in units of images in [0, 1], not {eps}{hint}.")
+    return eps
 
 
 def _norm(d: Tensor, p: float) -> Tensor:
@@ -51,7 +57,7 @@ class Linf:
     eps: float
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps, 1.0, "Linf")
+        object.__setattr__(self, "eps", _number(self.eps, 1.0, "Linf"))
 
     def start(self, x0: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball."""
@@ -74,7 +80,7 @@ class L2:
     eps: float
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps, math.inf, "L2")
+        object.__setattr__(self, "eps", _number(self.eps, math.inf, "L2"))
 
     def start(self, x0: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball: a Gaussian direction and a radius eps·u^(1/d)."""
@@ -110,7 +116,7 @@ class L1:
     share: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps, math.inf, "L1")
+        object.__setattr__(self, "eps", _number(self.eps, math.inf, "L1"))
 
     def start(self, x0: Tensor, rng: Rng) -> Tensor:
         """Uniform on the ball's surface before projection: Laplace noise scaled to length eps (L1 direction)."""

@@ -21,6 +21,8 @@ def ask(net: Callable[..., Any], x: Tensor, *conditioning: Tensor, variance: boo
     Those that are not are mirrored beyond their right and lower edge for the network, and cut to their size again. Of
     what it returns the tensor is taken (diffusers' ``.sample``), without the channels of a learned ``variance``.
     """
+    if not len(x):  # which not every network takes
+        return x
     multiple, (h, w) = getattr(net, "multiple", 1), x.shape[2:]
     given = x
     if h % multiple or w % multiple:

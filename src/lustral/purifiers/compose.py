@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..core import outputs
 from ..core.errors import UserError
 from ..core.noise import Key, Rng
 from ..core.purifier import Purifier
@@ -181,7 +182,8 @@ class Function:
 
     def step(self, i: int, state: Images, rng: Rng) -> Images:
         x = state.x.clone()  # which the function may change in place
-        return Images(self.function(x, rng) if self.uses_rng else self.function(x))
+        out = self.function(x, rng) if self.uses_rng else self.function(x)
+        return Images(outputs.cleaned(out, state.x))
 
     def readout(self, state: Images) -> Tensor:
         return state.x
@@ -205,4 +207,8 @@ def _arguments(function: Callable) -> list[str]:
     except ValueError:
         return ["images"]
     by_position = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not by_position and any(
+        p.kind is p.VAR_POSITIONAL for p in parameters.values()
+    ):  # torch.autograd.Function.apply
+        return ["images"]
     return [p.name for p in by_position if p.default is p.empty or p.name == "rng"]

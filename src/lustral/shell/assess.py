@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..core import check
@@ -65,7 +63,7 @@ def assess(
     found = folder.hold_back(found, allow_red)
     if out is not None:
         folder.publish(Path(out), found, shown)
-    return Assessment(MappingProxyType(found), None if out is None else Path(out))
+    return Assessment(found, None if out is None else Path(out))
 
 
 def verify(
@@ -122,7 +120,7 @@ def prepare(
     if resources.device != "cpu":
         raise UserError("assess computes where your networks do: lustral.shell.device.on('cuda', net) moves one.")
     named = defences if isinstance(defences, dict) else {"defence": defences}
-    _check(named, data)
+    _check(named, data, threat)
     data = data._replace(x=data.x.float())
     systems = [System(name, defence, Meter()) for name, defence in named.items()]
     few = data[: plan.PROBED]
@@ -136,8 +134,10 @@ def prepare(
     return Run(jobs, systems, data, threat, key, title)
 
 
-def _check(defences: dict[str, Defence], data: Data) -> None:
+def _check(defences: dict[str, Defence], data: Data, threat: Threat) -> None:
     """Says in one sentence what is not as it must be."""
+    if not (hasattr(threat, "project") and hasattr(threat, "eps")):
+        raise UserError(f"A threat is lustral.Linf(8/255), lustral.L2(0.5) or the like, not {threat!r}.")
     for name, defence in defences.items():
         plan.check_name(name)
         if not isinstance(defence, Defence):
@@ -147,8 +147,7 @@ def _check(defences: dict[str, Defence], data: Data) -> None:
     x, y = check.images(data.x), data.y
     if not len(x) or len(data.ids) != len(x) or len(set(data.ids.tolist())) != len(x):
         raise UserError("Data needs at least one image, and for each an id of its own.")
-    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (len(x),):
-        raise UserError("Labels must be a torch tensor of int64, one for each image.")
+    check.labels(y, len(x))
     for name, defence in defences.items():
         classes = defence.logits(x[:1], 0).shape[1]
         low, high = int(y.min()), int(y.max())

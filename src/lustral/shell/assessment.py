@@ -1,7 +1,6 @@
 """What ``assess`` returns: a run's results, which read as the dict that they are, and what people want first."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,32 +11,23 @@ from .verdict import sentence
 SHOWN = ("system", "stage", "accuracy", "low", "high", "null", "images", "draws", "eot", "looks")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Assessment(Mapping):
+class Assessment(dict):
     """The results of a run: ``found["rows"]`` and the rest as in results.json, and the folder where they are kept."""
 
-    found: Mapping[str, Any]
-    folder: Path | None = None
-
-    def __getitem__(self, name: str) -> Any:
-        return self.found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
-
-    def __len__(self) -> int:
-        return len(self.found)
+    def __init__(self, found: Mapping[str, Any], folder: Path | None = None):
+        super().__init__(found)
+        self.folder = folder
 
     @property
     def summary(self) -> str:
         """What was attacked, how much is left, and why a number is withheld: the first words of the report."""
-        return " ".join([sentence(dict(self.found)), *self.withheld.values()])
+        return " ".join([sentence(self), *self.withheld.values()])
 
     @property
     def withheld(self) -> dict[str, str]:
         """For every system with a red finding, what it says."""
-        said = self.found["findings"]
-        red = {name: [f["text"] for f in said[name] if f["level"] == "red"] for name in self.found["withheld"]}
+        said = self["findings"]
+        red = {name: [f["text"] for f in said[name] if f["level"] == "red"] for name in self["withheld"]}
         return {name: f"{name} is withheld because of this: {' '.join(texts)}" for name, texts in red.items()}
 
     @property
@@ -49,14 +39,14 @@ class Assessment(Mapping):
             raise UserError(
                 "A table of rows needs pandas: pip install pandas; result['rows'] is a list of dicts."
             ) from e
-        return pandas.DataFrame(self.found["rows"])
+        return pandas.DataFrame(self["rows"])
 
     def __repr__(self) -> str:
         return self.summary
 
     def _repr_html_(self) -> str:
         """What notebooks show."""
-        lines = [[_cell(row.get(name)) for name in SHOWN] for row in self.found["rows"] if row["group"] != "eps"]
+        lines = [[_cell(row.get(name)) for name in SHOWN] for row in self["rows"] if row["group"] != "eps"]
         head = "".join(f"<th>{name}</th>" for name in SHOWN)
         body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
         place = "" if self.folder is None else f"<p>{escape(str(self.folder / 'report.html'))}</p>"

@@ -27,7 +27,7 @@ from .options import (
     StageName,
     ThreatModel,
 )
-from .parser import Parser, spelt
+from .parser import Parser, plainly, spelt
 
 
 def demo(
@@ -224,7 +224,9 @@ def tune(
     system = purification, classification
     made = tuning.run(out, data, images, over, *system, threat, search, draws, seed, precision, resources)
     show.settings(made, tuning.seen_before(*system, data))
-    show.done(out / "best.yaml")
+    show.chosen(tuning.chosen(made), images)
+    for name in ("best.yaml", "tune.png", "report.html"):
+        show.done(out / name)
 
 
 def check_controls(suite: str = "smoke", images: int = 8, resources: Resources = Resources()) -> None:
@@ -306,9 +308,9 @@ def main(args: list[str] | None = None) -> int:
     except UnicodeDecodeError as e:
         return _say(f"A file that should be text is not in UTF-8 ({e.reason}); save it as UTF-8.", 2)
     except ArgumentError as e:
-        return _say(f"{' '.join(str(e).split())} (--help lists the options of a command)", 2)
+        return _say(plainly(str(e), given), 2)
     except KeyboardInterrupt as e:
-        kept = f"{str(e) or 'what was finished is kept'}, and the same command goes on from there."
+        kept = f"{str(e) or 'what its folder holds is kept'}, and the same command goes on from there."
         said = kept if RESUMING & set(given[:1]) else "the same command starts from the beginning."
         return _say(f"interrupted; {said}", INTERRUPTED)
     return 0

@@ -39,7 +39,7 @@ def runs(a: Path, b: Path) -> list[dict]:
     suites_of = [side.found.get("suite") for side in sides]
     if suites_of[0] != suites_of[1]:
         for line in lines:
-            line["unlike"].append(f"suite {suites_of[0]} and {suites_of[1]}")
+            line["unlike"].append(" and ".join(f"suite {name}" if name else "no suite" for name in suites_of))
     if not lines:
         raise UserError(f"{a} and {b} have no image in common under a stage of the same name and threat.")
     return lines

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from ..attacks.foreign import Foreign, Perturb
 from ..attacks.gradients import Selection
@@ -17,10 +17,12 @@ from ..attacks.search import Attack, Outcome
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Threat
+from ..core.whole import whole
 from ..evaluate.protocol import Data
 from ..training.batches import as_floats
 from .images.data import as_images
 
+NO_SET = Mapping | Tensor | np.ndarray | str | IterableDataset
 TAKEN = "lustral.data(...), a pair (images, labels), a torch Dataset, or a DataLoader that does not shuffle"
 
 
@@ -29,15 +31,15 @@ def data(given: Any, images: int | None = None, classes: Iterable[str] | None = 
 
     The names of the classes are those that are said, else the ``classes`` of a data set.
     """
-    if images is not None and images < 1:
-        raise UserError(f"images must be at least 1, not {images}.")
+    if images is not None:
+        whole(images, "images", 1)
     if isinstance(given, Data):
         found = given[:images]
     elif isinstance(given, tuple | list) and len(given) == 2:
         found = _pair(*(part[:images] for part in given))
     elif isinstance(given, DataLoader):
         found = _loaded(given, images)
-    elif hasattr(type(given), "__getitem__") and not isinstance(given, Mapping | Tensor | np.ndarray | str):
+    elif all(hasattr(type(given), need) for need in ("__getitem__", "__len__")) and not isinstance(given, NO_SET):
         count = len(given) if images is None else min(images, len(given))
         found = _stacked([given[i] for i in range(count)])
     else:
@@ -50,8 +52,14 @@ def data(given: Any, images: int | None = None, classes: Iterable[str] | None = 
 
 
 def _loaded(loader: DataLoader, images: int | None) -> Data:
-    if isinstance(loader.sampler, RandomSampler):
-        raise UserError("This DataLoader shuffles, so no image would keep its place; make it with shuffle=False.")
+    order = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(loader.dataset, IterableDataset) or not isinstance(order, SequentialSampler):
+        raise UserError(
+            "This DataLoader does not go through a data set in its order, so no image would keep its place; make it "
+            "with shuffle=False and without a sampler."
+        )
+    if loader.drop_last and len(loader.dataset) % (loader.batch_size or 1):
+        raise UserError("This DataLoader leaves its last images out; make it with drop_last=False.")
     batches, count = [], 0
     for batch in loader:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -68,7 +76,9 @@ def _loaded(loader: DataLoader, images: int | None) -> Data:
 
 def _stacked(items: list) -> Data:
     if not items or not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
-        raise UserError("A data set has pairs (image, label) here, at least one.")
+        raise UserError(
+            "A data set has pairs (image, label) here, at least one; make others so, or give a pair (images, labels)."
+        )
     images, labels = zip(*items, strict=True)
     if not all(isinstance(image, Tensor) for image in images):  # pictures of Pillow, arrays
         return _pair(np.stack([np.asarray(image) for image in images]), torch.as_tensor(labels))
@@ -89,8 +99,11 @@ def _pair(x: Any, y: Any) -> Data:
 def attacks(given: Mapping[str, Any], threat: Threat, eot: int) -> dict[str, Attack]:
     """Attacks by name: ours or one with ``threat`` and ``run``, one of torchattacks, a function (model, x, y) → images.
 
-    The latter two see the mean over ``eot`` decisions and are held to the threat.
+    The latter two see the mean over ``eot`` decisions. What a function leaves outside of the threat is mended and
+    counted, as with ours; an attack of torchattacks for another norm or eps is refused.
     """
+    if not isinstance(given, Mapping):
+        raise UserError('Attacks are given by name, as in attacks={"mine": attack}.')
     return {name: _attack(name, attack, threat, eot) for name, attack in given.items()}
 
 
@@ -98,13 +111,25 @@ def _attack(name: str, given: Any, threat: Threat, eot: int) -> Attack:
     if hasattr(given, "run") and hasattr(given, "threat"):
         return given if is_dataclass(given) else Own(given.threat, given)
     if type(given).__module__.partition(".")[0] == "torchattacks":
+        _refuse_another_threat(name, given, threat)
         return Foreign(threat, Library(_settings(given), given), eot, Selection(eot))
     if callable(given) and not isinstance(given, nn.Module | type):
-        return Foreign(threat, Adapted(given), eot, Selection(eot))
+        return Foreign(threat, Adapted(given), eot, Selection(eot), keeps=True)
     raise UserError(
         f"{name} is no attack: give an object with threat and run, one of torchattacks, or a function (model, x, y) → "
         f"images, not {type(given).__name__}."
     )
+
+
+def _refuse_another_threat(name: str, given: Any, threat: Threat) -> None:
+    """Refuses an attack of torchattacks that has an eps, and not that of the threat, or another norm."""
+    eps, named = getattr(given, "eps", None), "L2" if "L2" in type(given).__name__ else "Linf"
+    norm, asked = str(getattr(given, "norm", named)), type(threat).__name__
+    if eps is not None and (norm.lower() != asked.lower() or abs(eps - threat.eps) > 1e-6):
+        raise UserError(
+            f"{name} is for {norm} eps {eps:.6g}, and this evaluation for {asked} eps {threat.eps:.6g}; make it for "
+            "the same threat."
+        )
 
 
 @dataclass(frozen=True)

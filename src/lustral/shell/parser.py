@@ -1,8 +1,11 @@
 """The parser of the command line, and what it takes beside what signatures say; imports nothing heavy."""
 
+import re
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
+
+from ..core.errors import unknown
 
 DEVICE = ("--resources.device", "--device")
 LISTS = ("--stages", "--over.")
@@ -40,3 +43,34 @@ def spelt(args: Sequence[str]) -> list[str]:
 def _listed(value: str) -> str:
     """Values with commas between them, as a list."""
     return value if value.startswith("[") else f"[{value}]"
+
+
+KINDS = {
+    "Number": "a number or a fraction such as 8/255",
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+}
+
+
+def plainly(said: str, args: Sequence[str]) -> str:
+    """What the parser says of a mistake, as one sentence and with options as they were typed."""
+    said = " ".join(said.split())
+    command = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", said)
+    if command:
+        return str(unknown("command", command[1], re.findall(r"'([^']*)'", command[2])))
+    key, value = re.search(r'Parser key "([^"]+)"', said), re.search(r"(?:Given|Got) value: (.*)$", said)
+    if key and value:
+        option, text = key[1], value[1].strip("'")
+        choices = re.search(r"Literal\[([^\]]*)\]", said)
+        if choices:
+            known = re.findall(r"'([^']*)'", choices[1])
+            wrong = [word for word in re.findall(r"[^\[\],'\"]+", text) if word.strip() not in known] or [text]
+            return str(unknown(f"value of --{option}", wrong[0].strip(), known))
+        kind = next((name for mark, name in KINDS.items() if mark in said), None)
+        if kind:
+            return f"--{option} is {kind}, not {text}."
+    for arg in args:
+        typed = arg.partition("=")[0]
+        said = said.replace(typed.replace("-", "_").replace("__", "--", 1), typed) if typed.startswith("--") else said
+    return f"{said} (--help lists the options of a command)"

@@ -1,8 +1,9 @@
 """Runs a plan into a ledger: level by level, a batch per core, with progress; resumes, shards and stops early."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,27 @@ def execute(
             gone = {id(job): counted[id(job)] - kept[id(job)] - left[id(job)] for job in together}  # decided earlier
             bar.advance(task, sum(work(job) * gone[id(job)] for job in together))
 
-            side_by_side([partial(told, one, key, bar, task) for one in todo], ledger.write, resources)
+            with saying(lambda: _kept(jobs, mine, ledger)):
+                side_by_side([partial(told, one, key, bar, task) for one in todo], ledger.write, resources)
+
+
+@contextmanager
+def saying(kept: Callable[[], str]) -> Iterator[None]:
+    """Lets a request to end say what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(str(e) or kept()) from e
+
+
+def _kept(jobs: Sequence[Job], mine: set[int], ledger: Ledger) -> str:
+    done = sum(len(mine & ledger.done(job.system.name, job.stage.name)) for job in jobs)
+    return f"{done:,} images of stages are kept" if done else "only what was measured before any attack is kept"
+
+
+def _certified(systems: Sequence[System], ledger: Ledger) -> str:
+    done = sum(ledger.certificate(system.name) is not None for system in systems)
+    return f"nothing but {done} of {len(systems)} gradient certificates is kept" if done else "nothing was finished yet"
 
 
 def told(one: Task, key: Key, bar: Progress | Log, task: int) -> Chunk:
@@ -130,7 +151,10 @@ def certify_all(
             with gauge.gauged(system.meter, 1.0, planned[system.name], partial(bar.advance, task)):
                 return system.name, certify(system, data, threat, key, **how)
 
-        side_by_side([partial(measured, system) for system in todo], lambda found: ledger.certify(*found), resources)
+        with saying(lambda: _certified(systems, ledger)):
+            side_by_side(
+                [partial(measured, system) for system in todo], lambda found: ledger.certify(*found), resources
+            )
 
 
 def _rows_of_certificate(system: System, eot: int, thorough: bool) -> float:

@@ -17,6 +17,7 @@ from .options import Solver, StageName, VoteName
 if TYPE_CHECKING:  # these load torch, which a list of names does not need
     from ..evaluate.detection import Seen
     from .controls import Caught
+    from .tune import Setting
 
 # Wide enough for the table where the output is a pipe or a file.
 out = Console(markup=False) if Console().is_terminal else Console(width=140, markup=False)
@@ -157,6 +158,14 @@ def settings(made: list, seen: list[str]) -> None:
     out.print(sheet)
     if seen:
         line(f"amber: {', '.join(seen)}: trained on the validation images too (--split fit leaves them out).")
+
+
+def chosen(one: "Setting", images: int) -> None:
+    """The setting that tuning chose, in a sentence."""
+    line(
+        f"{one.name} is the most robust setting that no other one beats: {one.robust[0]:.1%} under the exact attack "
+        f"and {one.clean[0]:.1%} without, on {images} validation images, at {one.calls:.0f} network calls a decision."
+    )
 
 
 def card(about: cards.Card) -> None:

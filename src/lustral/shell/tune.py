@@ -1,7 +1,7 @@
 """``lustral tune``: settings of a purifier on validation images: what they keep, what they cost, which are worth it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -68,10 +68,15 @@ def run(
     )
     found = commands.evaluate(options, out, resources, None, None, allow_red=True)
     made = with_front(list(read(found, classification.draws)))
-    (top, *_) = sorted((s for s in made if s.best), key=lambda s: -s.robust[0])
+    top = chosen(made)
     write_text(out / "best.yaml", describe(top.name, settings[top.name], options))
     _draw(out / "tune.png", made)
     return made
+
+
+def chosen(settings: Sequence[Setting]) -> Setting:
+    """The most robust of the settings that no other one beats."""
+    return max((s for s in settings if s.best), key=lambda s: s.robust[0])
 
 
 def read(found: dict, draws: int) -> Iterator[Setting]:

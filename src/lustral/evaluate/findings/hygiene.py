@@ -45,6 +45,10 @@ def neighbours(e: Evidence) -> Finding | None:
     return measured(e, "neighbours", 1e-4, 1e-2, "Other batches change logits by {:.1e} of their size.")
 
 
+FEW, ENOUGH = 8, 32
+"""Images on which whoever knows anything says two labels, and on which he is surely better than guessing."""
+
+
 def above_chance(e: Evidence) -> Finding | None:
     """Is clean accuracy better than guessing? Labels that do not match, or a network that knows nothing, are not."""
     clean = e.stages.get("clean")
@@ -52,8 +56,9 @@ def above_chance(e: Evidence) -> Finding | None:
         return None
     n, chance, labels = len(clean.ids), 1 / e.classes, f"{clean.labels} label{'' if clean.labels == 1 else 's'}"
     guessed = float(stats.binom.sf(round(clean.accuracy * n) - 1, n, chance))  # how often as many are right by luck
-    unsure = guessed > 0.05 or (clean.labels == 1 and n > 1)
-    level = "red" if clean.accuracy <= chance else "amber" if unsure else "green"
+    blind = clean.labels == 1 and clean.accuracy < 1  # one label for images of several classes
+    red = clean.accuracy <= chance or (blind and n >= FEW) or (guessed > 0.05 and n >= ENOUGH)
+    level = "red" if red else "amber" if guessed > 0.05 or blind else "green"
     text = (
         f"Of {n} clean images {clean.accuracy:.1%} are right; guessing among {e.classes} classes gives {chance:.1%}, "
     )

@@ -176,7 +176,9 @@ def as_stored(array: np.ndarray, name: str) -> Tensor:
     if array.dtype.kind != "f" and array.dtype != np.uint8:
         raise UserError(f"{name} must hold 8-bit integers or floats in [0, 1], not {array.dtype}.")
     x = torch.as_tensor(np.require(array, np.uint8 if array.dtype == np.uint8 else np.float32, ["C", "W"]))
-    if x.dim() == 3:
+    if x.dim() == 3 and x.shape[2] == 1 < x.shape[1]:  # one grey image
+        x = x.permute(2, 0, 1)[None].contiguous()
+    elif x.dim() == 3:
         x = x[:, None]
     elif x.dim() == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.permute(0, 3, 1, 2).contiguous()
