@@ -126,7 +126,11 @@ MISTAKES = {
     "ids twice": (lustral.defend, given(ids=torch.zeros(3).long()), "an id of its own"),
     "labels int32": (lustral.defend, given(y=digits(3).y.int()), "an int64 label for each of the 3 images"),
     "labels too many": (lustral.defend, given(y=digits(4).y), "an int64 label for each of the 3 images"),
-    "labels beyond": (lustral.defend, given(y=digits(3).y + 10), "knows labels 0 to 9, but the data has"),
+    "labels beyond": (
+        lustral.defend,
+        given(y=digits(3).y + 10),
+        "Labels are 0 to 9 where there are 10 classes, but one is 17",
+    ),
 }
 
 

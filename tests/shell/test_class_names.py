@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import lustral as library
 from digits import digits
 from lustral.core.errors import UserError
 from lustral.shell import labels, weights
@@ -161,3 +162,13 @@ def test_more_images_for_a_training_have_the_sets_labels(lustral, capfd, monkeyp
     Path("more/8").rename("more/5")
     assert lustral(*TRAIN, "--data=set", "--extra=more", "--recipe.extra_share=0.5") == 2
     assert "set has no class 5, which more has; its classes are 3, 7, 8" in capfd.readouterr().err
+
+
+def test_names_count_in_python_too():
+    defence, few = library.defend(library.classifier("digits-cnn")), library.data("digits")[:6]
+    turned = few._replace(y=9 - few.y, classes=tuple("9876543210"))
+    for given in (few, turned):
+        found = library.assess(defence, given, library.Linf(0.1), "smoke", allow_red=True)
+        assert {row["accuracy"] for row in found["rows"] if row["stage"] == "clean"} == {1.0}
+    with pytest.raises(library.UserError, match="digits-cnn has no class"):
+        library.assess(defence, few._replace(classes=tuple("abcdefghij")), library.Linf(0.1), "smoke")

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .errors import UserError
 from .inference import differentiable
 from .noise import Rng, replaying, veiled
 from .purifier import Purifier, alike
@@ -162,12 +162,32 @@ class _Unroll(torch.autograd.Function):
         out = tuple(t.detach() for t in _tensors(run.final))
         ctx.mark_non_differentiable(*(t for t in out if not t.is_floating_point()))
         ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *ctx.run.backward(list(grads))
+        with torch.no_grad():
+            found = ctx.run.backward(list(grads))
+        if torch.is_grad_enabled():  # somebody may want to differentiate once more
+            known = [t for t in (*ctx.saved_tensors, *grads) if t is not None]
+            found = [None if grad is None else _Once.apply(grad, *known) for grad in found]
+        return None, *found
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on tensors, but has no gradient itself: asked for one it says so instead of zeros."""
+
+    @staticmethod
+    def forward(ctx, grad: Tensor, *known: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, _: Tensor) -> tuple[Tensor, ...]:
+        raise UserError(
+            "Second derivatives through a purifier exist under lustral.Direct() only: lustral.defend(..., "
+            "adjoint=lustral.Direct())."
+        )
 
 
 def _graph(step: Step, i: int, state: State) -> tuple[State, State]:

@@ -49,7 +49,8 @@ def assess(
     where it stopped and gets ledger.sqlite, results.json and report.html; without it nothing is kept.
     """
     resources = resources or Resources()
-    run = prepare(defences, given.data(data, images, classes), threat, suite, attacks or {}, Key(seed), resources)
+    taken = _taken(data, images, classes, defences)
+    run = prepare(defences, taken, threat, suite, attacks or {}, Key(seed), resources)
     data = run.data
     with unkept() as elsewhere, ExitStack() as watching:
         for system in run.systems:
@@ -85,7 +86,7 @@ def verify(
         return review.verify(place, images, resources)
     with Ledger(place / "ledger.sqlite") as ledger:
         spec, threat = ledger.spec(), recorded.threat(ledger)
-        chosen = recorded.clean(ledger) if data is None else given.data(data)
+        chosen = recorded.clean(ledger) if data is None else _taken(data, None, None, defences)
     suite = next((name for name in sizes.SIZES if sizes.title(name) == spec.get("suite")), "")
     again = prepare(defences, chosen, threat, suite, attacks or {}, Key(spec["key"]["seed"]), resources)
 
@@ -93,6 +94,15 @@ def verify(
         return fold(again, ledger, said["data"].get("classes"))
 
     return review.hold(place, again, told, images, resources)
+
+
+def _taken(
+    data: Any, images: int | None, classes: Sequence[str] | None, defences: Defence | dict[str, Defence]
+) -> Data:
+    """What was given as images; labels whose names come with the data are those of classifiers that know theirs."""
+    found = given.data(data, images, classes)
+    named = defences.values() if isinstance(defences, dict) else [defences]
+    return found if classes else labels.meet_loaded(found, [getattr(one, "classifier", None) for one in named])
 
 
 class Run(NamedTuple):

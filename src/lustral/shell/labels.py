@@ -5,11 +5,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from ..core import check
 from ..core.errors import UserError
+from ..evaluate.protocol import Data
+from . import weights
 from .cards import Card, card, find
 from .images.imagefolder import natural
-from .images.splits import Parts
+from .images.splits import Labelled, Parts
 from .terminal import note
 
 SHOWN = 10
@@ -39,6 +43,17 @@ def agree(parts: Parts, data: str, classifiers: Iterable[Card]) -> Parts:
         more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
         note(f"Labels of {data} as {name} numbers them: {', '.join(shown[:SHOWN])}{more}.")
     return replace(renumbered(parts, found), classes=tuple(about.classes) or parts.classes)
+
+
+def meet_loaded(data: Data, networks: Iterable[object]) -> Data:
+    """Images with their labels in the numbers of those networks that were loaded with a card, by name."""
+    check.labels(data.y, len(data.ids), len(data.classes) or None)
+    known = [weights.CARDS[net] for net in networks if isinstance(net, nn.Module) and net in weights.CARDS]
+    if not data.classes or not known:
+        return data
+    parts = Parts({"test": Labelled(data.y, lambda: data.x, data.ids)}, classes=tuple(data.classes))
+    found = agree(parts, "the data", known)
+    return data._replace(y=found.own["test"].y, classes=found.classes)
 
 
 def renumbered(parts: Parts, found: Sequence[int]) -> Parts:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -51,6 +52,8 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
 }
 
 
+CARDS: WeakKeyDictionary[nn.Module, Card] = WeakKeyDictionary()
+"""The cards of the networks that were loaded, as long as these live."""
 FAR = 2.0
 
 
@@ -125,6 +128,7 @@ def load(name: str, kind: str) -> tuple[nn.Module, Card]:
     except (SafetensorError, RuntimeError) as e:
         reason = str(e).splitlines()[0]
         raise UserError(f"{path} does not hold the network that its card describes ({reason}); train it again.") from e
+    CARDS[model] = about
     return model.eval().requires_grad_(False), about
 
 
