@@ -38,7 +38,7 @@ def _number(eps: Any, largest: float, name: str) -> float:
     if not math.isfinite(eps):
         raise UserError(f"{name} eps must be a finite number, in units of images in [0, 1], not {given!r}.")
     if not 0 <= eps <= largest:
-        hint = f"; {eps:g}/255 is {eps / 255:.6f}" if 1 < eps <= 255 and largest == 1.0 else ""
+        hint = f"; {eps:g}/255 is {eps / 255:.6f}" if 2 <= eps <= 255 and largest == 1.0 else ""
         room = "be at least 0" if largest == math.inf else f"lie in [0, {largest:g}]"
         raise UserError(f"{name} eps must {room}, in units of images in [0, 1], not {eps}{hint}.")
     return eps

@@ -102,9 +102,22 @@ def comparison(found: list[dict]) -> None:
         flip, p = f"{test['p_flip']:.3g}", f"{test['p']:.3g}"
         sheet.add_row(test["stage"], test["a"], test["b"], str(test["images"]), *numbers, interval, flip, only, p)
     out.print(sheet)
+    last = "worst" if any(test["stage"] == "worst" for test in found) else found[-1]["stage"]
+    for test in found:
+        if test["stage"] == last:
+            line(_reading(test))
     for test in found:
         if test["unlike"]:
             line(f"{test['stage']}: {test['a']} and {test['b']} were not attacked alike: {', '.join(test['unlike'])}.")
+
+
+def _reading(test: dict) -> str:
+    """What a paired test says, in a sentence."""
+    value, low, high = test["difference"]
+    better = test["a" if value > 0 else "b"]
+    clear = (low > 0 or high < 0) and test["p_flip"] < 0.05
+    said = f"{better} is better by {100 * abs(value):.1f} points" if clear else "no clear difference"
+    return f"{test['a']} and {test['b']} under {test['stage']}: {said}."
 
 
 def detection(seen: list["Seen"]) -> None:
@@ -127,7 +140,9 @@ def controls(found: list["Caught"]) -> bool:
     for control in found:
         by = ", ".join(control.red) or "no red finding"
         line(f"{'as it must be' if control.holds else 'WRONG'}: {control.name}: {by}")
-    return all(control.holds for control in found)
+    wrong = sum(not control.holds for control in found)
+    line(f"{wrong} of {len(found)} controls are WRONG." if wrong else f"All {len(found)} controls are as they must be.")
+    return not wrong
 
 
 def places(folder: Path) -> None:

@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 class Log:
     """Progress for logs and pipes: a line with the share done and the time left, soon and then every ten seconds."""
 
-    soon: float = 3.0
+    soon: float = 8.0
     every: float = 10.0
     total: float = 0.0
     completed: float = 0.0
