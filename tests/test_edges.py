@@ -137,3 +137,17 @@ def test_purified_images_that_are_no_numbers_are_refused():
     with pytest.raises(UserError, match=r"Purifying images 2 of the batch overflowed; choose weaker guidance"):
         lustral.purify(lustral.from_function(overflowing), X, 0)
     assert defend(NET, overflowing).decide(X, 0).label.tolist()[2] == -1, "a verdict on it is to abstain"
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+def test_shipped_networks_that_are_called_by_hand_take_every_float_type(kind):
+    x, sigma = lustral.data("digits").x[:2], torch.full((2,), 0.1)
+    net, denoiser = lustral.classifier("digits-cnn"), lustral.denoiser("digits-unet")
+    assert (net(x.to(kind)) - net(x)).abs().max() < 0.02 * net(x).abs().max()
+    clean = denoiser(x.to(kind), sigma)
+    assert clean.dtype == kind
+    assert (clean.float() - denoiser(x, sigma)).abs().max() < 0.01
+    assert denoiser(x[:0], sigma[:0]).shape == (0, 1, 8, 8)
+    for network in (net, lambda x: denoiser(x, sigma)):
+        with pytest.raises(lustral.UserError, match="Images are floats in .* not uint8; divide by 255"):
+            network((255 * x).byte())

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from ..core import outputs
+
 
 class SmallCNN(nn.Module):
     """``classifier(x [b, channels, h, w] in [0, 1]) -> logits [b, classes]``; maps to [-1, 1] inside."""
@@ -31,4 +33,4 @@ class SmallCNN(nn.Module):
         return self.body[-1](features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.head(self.features(outputs.taken(self, x)))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import outputs
 from .resnet import Residual, activation_named, channels_last, conv
 
 
@@ -85,4 +86,4 @@ class WhitenedResNet(nn.Module):
         return 0.125 * self.last(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.head(self.features(outputs.taken(self, x)))

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from ..core import outputs
 from ..core.errors import UserError
 from .resnet import Normalise, activation_named
 
@@ -68,7 +69,7 @@ class WideResNet(nn.Module):
         return self.fc(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.head(self.features(outputs.taken(self, x)))
 
 
 def _group(inputs: int, outputs: int, blocks: int, stride: int, activation: str) -> nn.Sequential:

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import UserError
 from .noise import Key
@@ -76,6 +76,20 @@ def cleaned(out: Any, like: Tensor) -> Tensor:
             f"{_kind(out)}."
         )
     return out
+
+
+def floating(x: Tensor) -> Tensor:
+    """Images as they are; refused where they are no floats, which arithmetic would not show."""
+    if not x.is_floating_point():
+        raise UserError(f"Images are floats in [0, 1], not {str(x.dtype).removeprefix('torch.')}; divide by 255.")
+    return x
+
+
+def taken(network: object, x: Tensor) -> Tensor:
+    """Images as a network takes them: in the precision of its weights; other than floats are refused."""
+    floating(x)
+    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return x if weight is None or not weight.is_floating_point() else x.to(weight.dtype)
 
 
 def asked(who: str, network: Callable[..., Any], x: Tensor, *others: Tensor) -> Any:

@@ -24,15 +24,16 @@ def ask(net: Callable[..., Any], x: Tensor, *conditioning: Tensor, variance: boo
     if not len(x):  # which not every network takes
         return x
     multiple, (h, w) = getattr(net, "multiple", 1), x.shape[2:]
-    given = x
+    given = outputs.taken(net, x)
+    conditioning = tuple(value.to(given.dtype) if value.is_floating_point() else value for value in conditioning)
     if h % multiple or w % multiple:
         rows, columns = (_mirrored(side, multiple).to(x.device) for side in (h, w))
-        given = x[:, :, rows][..., columns]
+        given = given[:, :, rows][..., columns]
     out = outputs.picked(outputs.asked("The denoiser's network", net, given, *conditioning), lambda t: t.dim() == 4)
     if isinstance(out, Tensor) and out.dim() == 4:
         out = out[:, : x.shape[1] if variance else None]
         out = out[:, :, :h, :w] if out.shape[2:] == given.shape[2:] else out
-    return outputs.images(out, x, "A denoiser's network")
+    return outputs.images(out, x, "A denoiser's network").to(x.dtype)
 
 
 def _mirrored(side: int, multiple: int) -> Tensor:
@@ -52,7 +53,7 @@ class EDM(nn.Module):
         self.net, self.sigma_data, self.sigma_min, self.sigma_max = net, sigma_data, sigma_min, sigma_max
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s, data = column(2 * sigma, x), 2 * self.sigma_data
+        s, data = column(2 * sigma, outputs.floating(x)), 2 * self.sigma_data
         total = torch.sqrt(s**2 + data**2)
         v = 2 * x - 1
         raw = ask(self.net, v / total, torch.log(2 * sigma.to(x)) / 4)
@@ -81,7 +82,7 @@ class VPEps(nn.Module):
         return (t * self.time_scale).to(x)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s = column(2 * sigma, x)
+        s = column(2 * sigma, outputs.floating(x))
         v = 2 * x - 1
         eps = ask(self.net, v / torch.sqrt(1 + s**2), self._time(sigma, x), variance=True)
         return (v - s * eps + 1) / 2
@@ -98,7 +99,7 @@ class VPredict(nn.Module):
         self.sigma_min, self.sigma_max = schedule.sigma(ends).tolist()
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s = column(2 * sigma, x)
+        s = column(2 * sigma, outputs.floating(x))
         total = torch.sqrt(1 + s**2)
         x_t = (2 * x - 1) / total
         raw = ask(self.net, x_t, (self.schedule.time(sigma.double()) * self.time_scale).to(x))
