@@ -85,7 +85,8 @@ def test_what_another_device_found_is_read_here(tmp_path: Path):
         commands.evaluate(asked, tmp_path / f"part{k}", there, f"{k}/2", None, False)
     assert commands.merge(tmp_path / "all", [tmp_path / "part1", tmp_path / "part2"], False)["rows"][0]["images"] == 2
     assert comparison.runs(tmp_path / "all", tmp_path / "all")[0]["difference"] == [0, 0, 0]
-    assert detect.run(tmp_path / "all", "digits-unet", "field", 0.25) == []
+    with pytest.raises(UserError, match="holds no attacked images"):
+        detect.run(tmp_path / "all", "digits-unet", "field", 0.25)
     assert "equal to the bit" in review.verify(tmp_path / "all", 1, there)
     with pytest.raises(UserError, match="cannot be run again as it was.*cpu:0"):
         review.verify(tmp_path / "all", 1, Resources())

@@ -55,7 +55,7 @@ def test_an_evaluation_that_is_asked_to_end_says_what_is_kept(lustral, monkeypat
 
     def interrupted(*args):
         write(*args)
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt  # as Ctrl-C does where nothing awaits it
 
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "write", interrupted)
