@@ -61,6 +61,17 @@ class Asked(NamedTuple):
             self.found[name] = grad[rows]
 
 
+class Changes(NamedTuple):
+    """Changes along a direction at steps of several lengths, [n, lengths] each.
+
+    ``size`` is the prediction's usual size: its standard deviation over the signs of the pixels' moves.
+    """
+
+    predicted: Tensor
+    measured: Tensor
+    size: Tensor
+
+
 class Witness:
     """A defence as a search sees it, watched at some looks along a gradient said to be exact.
 
@@ -109,55 +120,37 @@ class Witness:
         for asked in todo:
             if "weights" in asked.found:
                 with aside():
-                    self._probes += self._steps(asked) + self._across(asked)
+                    along, across = self._changes(asked)
+                    self._probes += _steps(asked, along) + _across(asked, across)
                     self._probes += self._twins(asked) if asked.look == 1 else []
 
-    def _steps(self, asked: Asked) -> list[Probe]:
-        """Σ weights·(logits(x⁺) − logits(x⁻)) against ⟨gradient, x⁺ − x⁻⟩, at the best of several lengths of step."""
-        x = asked.x
-        grad = asked.found.get("grad", torch.zeros_like(x))
-        signs = Key(0).fold("signs").rng(asked.rng.ids).sign(x)  # where nothing leads anywhere, nothing may change
-        along = torch.where((grad == 0).flatten(1).all(dim=1).view(-1, 1, 1, 1), signs, grad)
-        predicted, measured, _ = self._changes(asked, grad, along)
-        both = torch.stack([predicted, measured], dim=-1)
-        off = (measured / predicted - 1).abs().nan_to_num(nan=torch.inf)
-        best = both[torch.arange(len(x)), off.argmin(dim=1)]
-        return [
-            Probe(image, "step", asked.look, *pair)
-            for image, pair in zip(asked.rng.ids.tolist(), best.tolist(), strict=True)
-        ]
+    def _changes(self, asked: Asked) -> tuple[Changes, Changes]:
+        """Σ weights·(logits(x⁺) − logits(x⁻)) against ⟨gradient, x⁺ − x⁻⟩: along the search's step, and random signs.
 
-    def _across(self, asked: Asked) -> list[Probe]:
-        """The same along random signs, where a gradient of which a part is hidden predicts little of what happens."""
-        grad = asked.found.get("grad", torch.zeros_like(asked.x))
-        signs = fresh(asked.rng).fold("across").sign(asked.x)
-        predicted, measured, size = self._changes(asked, grad, signs)
-        there = (size > 0).all(dim=1)
-        predicted, measured = predicted / size, measured / size
-        off = measured - predicted
-        best = off.abs().argmin(dim=1, keepdim=True)
-        rough = (off[:, 0] - off[:, 1]).abs()
-        found = torch.stack([predicted.gather(1, best)[:, 0], measured.gather(1, best)[:, 0], rough], dim=1)
-        images = asked.rng.ids[there.cpu()].tolist()
-        return [
-            Probe(image, "across", asked.look, *three)
-            for image, three in zip(images, found[there].tolist(), strict=True)
-        ]
-
-    def _changes(self, asked: Asked, grad: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Changes along a direction, at steps of several lengths [n, lengths]: predicted, measured, their usual size.
-
-        That size is the standard deviation of the prediction over the signs of the pixels' moves.
+        All in one batch. Where the gradient leads nowhere nothing may change, so other signs take its place.
         """
         weights, x = asked.found["weights"], asked.x
-        steps = [sign * length * self.threat.eps for length in LENGTHS for sign in (1, -1)]
+        grad = asked.found.get("grad", torch.zeros_like(x))
+        still = (grad == 0).flatten(1).all(dim=1).view(-1, 1, 1, 1)
+        along = torch.where(still, Key(0).fold("signs").rng(asked.rng.ids).sign(x), grad)
+        across = fresh(asked.rng).fold("across").sign(x)
         ends = torch.stack(
-            [self.threat.ascend(x, step * along / abs(step), abs(step)).clamp(0, 1) for step in steps], 1
+            [
+                self.threat.ascend(x, sign * way, length * self.threat.eps).clamp(0, 1)
+                for way in (along, across)
+                for length in LENGTHS
+                for sign in (1, -1)
+            ],
+            1,
         )
-        logits = self.defence.logits(ends.flatten(0, 1), asked.rng.again(len(steps))).unflatten(0, (len(x), -1))
-        moved, changed = (part[:, ::2] - part[:, 1::2] for part in (ends, logits))  # [n, lengths, …]
+        rng = asked.rng.again(ends.shape[1])
+        logits = self.defence.logits(ends.flatten(0, 1), rng).unflatten(0, (len(x), -1))
+        moved, changed = (part[:, ::2] - part[:, 1::2] for part in (ends, logits))  # [n, ways × lengths, …]
         each = (moved * grad[:, None]).double().flatten(2)
-        return each.sum(dim=2), (changed * weights[:, None]).double().sum(dim=2), each.norm(dim=2)
+        found = each.sum(dim=2), (changed * weights[:, None]).double().sum(dim=2), each.norm(dim=2)
+        return Changes(*(part[:, : len(LENGTHS)] for part in found)), Changes(
+            *(part[:, len(LENGTHS) :] for part in found)
+        )
 
     def _twins(self, asked: Asked) -> list[Probe]:
         """The judge, asked what the search asked of the first row: in a batch of its own, without gradients."""
@@ -165,6 +158,27 @@ class Witness:
         draws = judge(self.defence, asked.x[:1], asked.rng[:1], TWINS * votes.draws)[0]
         merged = votes.merge(draws.unflatten(0, (TWINS, votes.draws)))[:1]
         return [Probe(int(asked.rng.ids[0]), "asked", asked.look, 0.0, apart(merged, asked.found["logits"][:1]))]
+
+
+def _steps(asked: Asked, changes: Changes) -> list[Probe]:
+    """What the gradient says of the search's step, at the better of its lengths."""
+    both = torch.stack([changes.predicted, changes.measured], dim=-1)
+    off = (changes.measured / changes.predicted - 1).abs().nan_to_num(nan=torch.inf)
+    best = both[torch.arange(len(both)), off.argmin(dim=1)]
+    pairs = zip(asked.rng.ids.tolist(), best.tolist(), strict=True)
+    return [Probe(image, "step", asked.look, *pair) for image, pair in pairs]
+
+
+def _across(asked: Asked, changes: Changes) -> list[Probe]:
+    """The same of random signs, where a gradient of which a part is hidden predicts little of what happens."""
+    there = (changes.size > 0).all(dim=1)
+    predicted, measured = changes.predicted / changes.size, changes.measured / changes.size
+    off = measured - predicted
+    best = off.abs().argmin(dim=1, keepdim=True)
+    rough = (off[:, 0] - off[:, 1]).abs()
+    found = torch.stack([predicted.gather(1, best)[:, 0], measured.gather(1, best)[:, 0], rough], dim=1)
+    threes = zip(asked.rng.ids[there.cpu()].tolist(), found[there].tolist(), strict=True)
+    return [Probe(image, "across", asked.look, *three) for image, three in threes]
 
 
 def watched(look: int, rng: Rng | Mixed) -> bool:

@@ -65,9 +65,7 @@ def run(place: Path, name: str | None, kind: str, sigma: float | None, resources
             found = detect(torch.tensor([clean[image] for image in ids]), attacked)
             seen.append(Seen(job.system.name, job.stage.name, len(ids), found))
     if not seen:
-        raise UserError(
-            f"{place} holds no attacked images, two of a stage at least; let `lustral evaluate` attack some."
-        )
+        raise UserError(f"{place} holds no attacked images, two of a stage at least; attack some first.")
     made = [s._asdict() | {"found": s.found._asdict()} for s in seen]
     told = {"denoiser": name, "statistic": kind, "sigma": sigma if kind == "field" else None, "stages": made}
     write_text(place / "detection.json", json.dumps(told, indent=1) + "\n")
