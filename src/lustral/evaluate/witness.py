@@ -21,7 +21,7 @@ from ..defence import Defence
 from .judge import judge
 
 OFTEN = 1.5  # over its number is the probability that a look is watched
-FIRST = 16  # images of a search's first look that are tried
+FIRST = 8  # images of a search's first look that are tried
 SHARE = 8  # of a later look's rows every eighth is tried, at least one
 LENGTHS = (1 / 16, 1 / 64)  # of eps: steps that are tried
 TWINS = 4  # rows in which the judge is asked a search's question

@@ -24,7 +24,7 @@ LADDER = ("clean", "null", "blind", "bpda", "exact", "fixed")
 BATCH, ROWS = 64, 256  # images that are attacked together, and the most rows that a network sees at a time
 STEPS, DRAWS, CHOOSING = 10, 20, 4  # of a search; of the judge; by which a search compares its iterates
 T_STAR, SWEPT = 0.1, "diffpure-ddpm"
-CURVE_IMAGES, CURVE_STEPS, CURVE_DRAWS = 16, 4, 8
+CURVE_IMAGES, CURVE_STEPS, CURVE_DRAWS = 12, 4, 8
 
 
 @dataclass(frozen=True)
