@@ -90,7 +90,7 @@ CONTROLS = {
     "a part of the gradient": Control(
         lambda p: defend(p.net, cheats.bent(cheats.partly(p.data.x, p.threat.eps))), ("followed-gradient",)
     ),
-    "counts its calls": Control(lambda p: defend(p.net, cheats.Counting()), ("replayable", "asked-alike")),
+    "counts its calls": Control(lambda p: defend(p.net, cheats.Counting(20)), ("replayable", "asked-alike")),
     "knows who calls": Control(lambda p: defend(p.net, cheats.knows_caller), ("asked-alike",), random=True),
     "reversed attack": Control(
         lambda p: Defence(p.net),
