@@ -188,9 +188,7 @@ def _random_or_of_the_batch(module: nn.Module) -> bool:
         return module.track_running_stats
     if isinstance(module, nn.RReLU):
         return module.lower < module.upper
-    if isinstance(module, _SpectralNorm) or any(
-        isinstance(h, SpectralNorm) for h in module._forward_pre_hooks.values()
-    ):
+    if isinstance(module, _SpectralNorm) or SpectralNorm in map(type, module._forward_pre_hooks.values()):
         return True
     rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
     return isinstance(rate, float) and rate > 0

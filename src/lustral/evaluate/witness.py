@@ -148,9 +148,9 @@ class Witness:
         moved, changed = (part[:, ::2] - part[:, 1::2] for part in (ends, logits))  # [n, ways × lengths, …]
         each = (moved * grad[:, None]).double().flatten(2)
         found = each.sum(dim=2), (changed * weights[:, None]).double().sum(dim=2), each.norm(dim=2)
-        return Changes(*(part[:, : len(LENGTHS)] for part in found)), Changes(
-            *(part[:, len(LENGTHS) :] for part in found)
-        )
+        ways = zip(*(part.unflatten(1, (2, -1)).unbind(1) for part in found), strict=True)
+        along, across = (Changes(*way) for way in ways)
+        return along, across
 
     def _twins(self, asked: Asked) -> list[Probe]:
         """The judge, asked what the search asked of the first row: in a batch of its own, without gradients."""

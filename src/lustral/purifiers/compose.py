@@ -207,8 +207,6 @@ def _arguments(function: Callable) -> list[str]:
     except ValueError:
         return ["images"]
     by_position = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if not by_position and any(
-        p.kind is p.VAR_POSITIONAL for p in parameters.values()
-    ):  # torch.autograd.Function.apply
-        return ["images"]
+    if not by_position and any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        return ["images"]  # as autograd functions have it
     return [p.name for p in by_position if p.default is p.empty or p.name == "rng"]
