@@ -26,7 +26,7 @@ def differences(system: System, data: Data, threat: Threat, key: Key) -> dict[st
     starts = [data.x, threat.start(data.x, rng.fold("inside")), widest(threat).start(data.x, rng.fold("beyond"))]
     found = []
     for k, x in enumerate(starts):
-        exact()(witness := Witness(system.defence, threat, share=1), x, data.y, margin, rng.fold(k))
+        exact()(witness := Witness(system.defence, threat), x, data.y, margin, rng.fold(k))
         found += witness.probes()
     kinds = {"deployed": "step", "across": "across"}
     return {name: [probe[3:] for probe in found if probe.kind == kind] for name, kind in kinds.items()}

@@ -78,8 +78,8 @@ class Witness:
     The first is watched, later ones more and more seldom, by a throw that only the run's key knows beforehand.
     """
 
-    def __init__(self, defence: Defence, threat: Threat | None, share: int = SHARE):
-        self.defence, self.label, self.share = defence, defence.label, share
+    def __init__(self, defence: Defence, threat: Threat | None):
+        self.defence, self.label = defence, defence.label
         self.looks, self.rows = 0, 0
         self.threat = threat if isinstance(threat, Linf | L2 | L1) else Linf(0.1)
         self._open: list[Asked] = []
@@ -92,7 +92,7 @@ class Witness:
         self.looks, self.rows = self.looks + 1, self.rows + len(x)
         if not watched(self.looks, rng):
             return self.defence.logits(x, rng, adjoint)
-        most = max(1, len(x) // self.share) if self.looks > 1 else FIRST
+        most = max(1, len(x) // SHARE) if self.looks > 1 else FIRST
         rows = some(rng.ids, most, self.looks).to(x.device)
         asked = Asked(self.looks, x.detach()[rows], rng[rows], {})
         x = x.view_as(x)

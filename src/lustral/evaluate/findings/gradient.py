@@ -38,17 +38,18 @@ def finite_difference(e: Evidence) -> Finding | None:
         return inside
     share = sum(held) / len(held)
     level = "green" if share >= 0.9 else "red" if wilson(share, len(held)).high < 0.75 else "amber"
+    level = capped(e, level)
     across, unseen = hidden(e.certificate.get("across") or ())
-    level = capped(e, worse(level, across))
+    across = capped(e, across)
     text = f"As deployed, the gradient predicts the change along it at {sum(held)} of {len(held)} places"
     text += f", and does not foretell {unseen:.0%} of slopes along random signs." if "across" in e.certificate else "."
     if inside is None:
-        return Finding(level, share, f"{text} No copy in float64 could be made.")
-    if inside.level == "red" and level != "red":
+        return Finding(worse(level, across), share, f"{text} No copy in float64 could be made.")
+    if inside.level == "red" and level == "green":
         level = "amber"  # a copy that computes in float32 all the same has quotients of rounding
     elif level != "red" and inside.level != "green":
         level = inside.level
-    return Finding(level, exact, f"{inside.text} {text}")
+    return Finding(worse(level, across), exact, f"{inside.text} {text}")
 
 
 def noise_addresses(e: Evidence) -> Finding | None:
