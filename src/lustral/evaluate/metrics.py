@@ -7,6 +7,7 @@ trials: an image's estimate lies in [0, 1], so its variance is at most p(1 − p
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -185,6 +186,7 @@ def share_above(scores: Tensor, levels: Tensor, beyond: float) -> Estimate:
     return wilson(value, len(scores)) if bool((shares == value).all()) else _percentiles(value, shares, 0.95)
 
 
+@lru_cache(maxsize=4)
 def _resampled(n: int) -> Tensor:
     """Rows [RESAMPLES, n] of as many bootstrap samples."""
     if n < 1:
@@ -198,14 +200,17 @@ def sign_flip(values: Tensor) -> float:
 
     All 2^n flips for few images, so that three of them can never be significant; RESAMPLES random ones for many.
     """
-    values = values.double()
-    n = len(values)
-    if n <= 10:
-        signs = 1 - 2 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
-    else:
-        signs = Key(0, ("sign flip",)).rng(RESAMPLES).sign(torch.empty(RESAMPLES, n)).double()
-    low = (signs @ values <= values.sum() + 1e-9).double()
+    values, n = values.double(), len(values)
+    low = (_signs(n) @ values <= values.sum() + 1e-9).double()
     return float(low.mean() if n <= 10 else (low.sum() + 1) / (RESAMPLES + 1))
+
+
+@lru_cache(maxsize=4)
+def _signs(n: int) -> Tensor:
+    """All 2^n rows of n signs for few, RESAMPLES random ones for many."""
+    if n <= 10:
+        return 1 - 2 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
+    return Key(0, ("sign flip",)).rng(RESAMPLES).sign(torch.empty(RESAMPLES, n)).double()
 
 
 def flipped(values: Tensor) -> float:

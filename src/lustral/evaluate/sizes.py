@@ -38,6 +38,11 @@ def title(name: str) -> str:
     return f"lustral-{name}-{VERSION}"
 
 
+def named(called: str | None) -> str | None:
+    """The suite that is called so; None for a run of none, and for suites of other versions."""
+    return next((name for name in SIZES if title(name) == called), None)
+
+
 CAVEATS = {
     "smoke": "The suite smoke shows that everything runs: longer attacks leave less, so quote a number of standard.",
     "quick": "The suite quick is for work on a defence: longer attacks leave less, so quote a number of standard.",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ def assess(
         ) as ledger:
             runner.certify_all(run.systems, data, threat, run.key, ledger, resources, suite)
             runner.execute(run.jobs, data, run.key, ledger, resources)
+            ledger.note(command="lustral.assess", allow_red=allow_red, classes=list(labels.spoken(data.classes)))
             found, shown = fold(run, ledger), views.pictures(ledger, run.jobs, data, run.key)
     found = folder.hold_back(found, allow_red)
     if out is not None:
@@ -87,13 +89,10 @@ def verify(
     with Ledger(place / "ledger.sqlite") as ledger:
         spec, threat = ledger.spec(), recorded.threat(ledger)
         chosen = recorded.clean(ledger) if data is None else _taken(data, None, None, defences)
-    suite = next((name for name in sizes.SIZES if sizes.title(name) == spec.get("suite")), "")
+    suite = sizes.named(spec.get("suite")) or ""
     again = prepare(defences, chosen, threat, suite, attacks or {}, Key(spec["key"]["seed"]), resources)
 
-    def told(ledger: Ledger, said: dict, _: bool) -> dict:
-        return fold(again, ledger, said["data"].get("classes"))
-
-    return review.hold(place, again, told, images, resources)
+    return review.hold(place, again, partial(fold, again), images, resources)
 
 
 def _taken(
@@ -187,15 +186,13 @@ def _tensors(out: object) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def fold(run: Run, ledger: Ledger, classes: Sequence[str] | None = None) -> dict:
+def fold(run: Run, ledger: Ledger) -> dict:
     """What the ledger of a run says, before anything is held back."""
-    names = labels.spoken(run.data.classes) if classes is None else classes
     found = results.results(
         ledger,
         run.jobs,
         order=shuffled(run.data, run.key),
         title=", ".join(dict.fromkeys(job.system.name for job in run.jobs)),
-        command="lustral.assess",
         suite=run.suite,
         seed=run.key.seed,
         data={
@@ -203,7 +200,7 @@ def fold(run: Run, ledger: Ledger, classes: Sequence[str] | None = None) -> dict
             "split": "given",
             "images": len(run.data.ids),
             "sha256": ledger.spec()["data"]["x"]["sha256"],
-            "classes": list(names),
+            "classes": ledger.facts().get("classes", []),
         },
         threat={"norm": type(run.threat).__name__.lower(), "eps": run.threat.eps, "why": ""},
     )

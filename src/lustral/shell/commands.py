@@ -191,7 +191,7 @@ def evaluate(
     plan.run(planned, out, resources, part=part, width=width)
     if part is not None:
         return None
-    return plan.finish(planned, out, command(), allow_red, stopped=width is not None)
+    return plan.finish(planned, out, command(), allow_red)
 
 
 def merge(out: Path, parts: list[Path], allow_red: bool) -> dict:
@@ -206,6 +206,7 @@ def merge(out: Path, parts: list[Path], allow_red: bool) -> dict:
         for place in parts:
             with Ledger(place / "ledger.sqlite") as other:
                 ledger.take(other)
+                ledger.note(versions=other.facts().get("versions"))
     write_text(out / "run.json", json.dumps(options, indent=1) + "\n")
     planned = plan.load(out, Resources())
     plan.check_complete(planned, out)

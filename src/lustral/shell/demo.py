@@ -103,12 +103,12 @@ def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, 
     """Folds the ledger into results.json, pictures.npz and report.html."""
     main_jobs = [job for job in jobs if (job.system.name, job.stage.name) not in curves]
     with Ledger(out / "ledger.sqlite") as ledger:
+        ledger.note(command=command())
         found = results.results(
             ledger,
             main_jobs,
             order=shuffled(data, key),
             title="Lustral demo",
-            command=command(),
             seed=seed,
             data={"name": "digits", "split": "test", "images": images, "sha256": ledger.spec()["data"]["x"]["sha256"]},
             threat={"norm": "Linf", "eps": EPS, "why": WHY_FAIR},

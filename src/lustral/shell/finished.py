@@ -98,9 +98,9 @@ def export(run: Path, out: Path) -> None:
         out: The .parquet or .json file to write.
     """
     stored.check(run)
-    from . import review, show
+    from . import exported, show
 
-    show.done(review.export(run, out))
+    show.done(exported.export(run, out))
 
 
 def report(run: Path) -> None:

@@ -32,11 +32,12 @@ def hold_back(found: dict, allow_red: bool) -> dict:
 
 
 def publish(folder: Path, found: dict, images: dict[str, np.ndarray]) -> None:
-    """Writes results.json, pictures.npz and report.html."""
-    write_text(folder / "results.json", json.dumps(finite(found), indent=1, ensure_ascii=False) + "\n")
+    """Writes results.json, pictures.npz and the page of what is written there."""
+    text = json.dumps(finite(found), indent=1, ensure_ascii=False)
+    write_text(folder / "results.json", text + "\n")
     with replacing(folder / "pictures.npz") as scratch:
         np.savez_compressed(scratch, **images)
-    write_text(folder / "report.html", render(found, images))
+    write_text(folder / "report.html", render(json.loads(text), images))
 
 
 def finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,38 +22,9 @@ from ..evaluate.certificate import SEEN
 from ..evaluate.metrics import margins
 from ..evaluate.protocol import Chunk, Data, Standing, standings
 from ..evaluate.witness import Probe
-from . import growth, stored
+from . import growth, stored, tables
 from .files import saying
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS run (digest TEXT PRIMARY KEY, spec TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS candidates (
-    system TEXT, stage TEXT, image INTEGER, label INTEGER, distance REAL, distance_8bit REAL, repaired INTEGER,
-    loss REAL, wrong REAL, looks INTEGER, losses BLOB, wrongs BLOB, shape TEXT, x BLOB,
-    PRIMARY KEY (system, stage, image)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS draws (
-    system TEXT, stage TEXT, image INTEGER, draw INTEGER, label INTEGER, margin REAL, logits BLOB,
-    PRIMARY KEY (system, stage, image, draw)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS costs (
-    system TEXT, stage TEXT, images INTEGER, seconds REAL, forward INTEGER, backward INTEGER);
-CREATE TABLE IF NOT EXISTS probes (
-    system TEXT, stage TEXT, image INTEGER, kind TEXT, look INTEGER, predicted REAL, measured REAL, error REAL,
-    PRIMARY KEY (system, stage, image, kind, look)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS certificates (system TEXT PRIMARY KEY, body TEXT NOT NULL);
-"""
-VERSION = 2  # of the tables, in SQLite's user_version
-RESULTS = {
-    "candidates": "system, stage, image, label, distance, distance_8bit, repaired, loss, wrong, looks, losses, wrongs, "
-    "shape, x",
-    "draws": "system, stage, image, draw, label, margin, logits",
-}
-
-
-NEW_COSTS = """
-INSERT INTO costs SELECT * FROM other.costs o WHERE NOT EXISTS (
-    SELECT 1 FROM main.costs c
-    WHERE (c.system, c.stage, c.images, c.seconds) = (o.system, o.stage, o.images, o.seconds))
-"""
+from .tables import floats, logits_of, marks, packed, raw, taken, unpacked
 
 
 class Outcomes(NamedTuple):
@@ -105,11 +77,13 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._saying():
             self._db = sqlite3.connect(self._address, uri=True, isolation_level=None)
-            self._check_version()
+            self._db.execute("PRAGMA trusted_schema=OFF")
+            tables.check(self._db)
+            self._check_version(frozen)
             if not frozen:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
-                self._db.executescript(SCHEMA)
+                self._db.executescript(tables.SCHEMA)
         spec = json.loads(json.dumps(spec))
         if spec is not None and (kept := self._claimed(spec, data)) != spec:
             self.close()
@@ -123,8 +97,7 @@ class Ledger:
         with self._saying():
             self._db.execute("BEGIN IMMEDIATE")
             with self._db:
-                rows = self._db.execute("SELECT spec FROM run").fetchall()
-                kept = json.loads(rows[0][0]) if rows else None
+                kept = self._read_spec()
                 if kept is None:
                     self._db.execute("INSERT INTO run VALUES (?, ?)", (digest(spec), json.dumps(spec)))
                 elif data is not None and growth.grows(kept, spec, data):
@@ -135,10 +108,13 @@ class Ledger:
                     return kept
             return spec
 
-    def _check_version(self) -> None:
+    def _check_version(self, frozen: bool) -> None:
         if not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            self._db.execute(f"PRAGMA user_version={VERSION}")
-        if self._db.execute("PRAGMA user_version").fetchone() != (VERSION,):
+            self._db.execute(f"PRAGMA user_version={tables.VERSION}")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == tables.VERSION - 1:
+            return None if frozen else tables.upgrade(self._db)
+        if version != tables.VERSION:
             raise UserError(
                 f"{self.path} is of another version of Lustral; choose another folder or run it there again."
             )
@@ -162,6 +138,7 @@ class Ledger:
             zlib.error,
             ValueError,
             TypeError,
+            RecursionError,
         ) as e:  # bytes that are no result
             raise UserError(f"{self.path} is no ledger or is damaged ({e}); move it away and run again.") from e
 
@@ -180,21 +157,36 @@ class Ledger:
 
     def spec(self) -> dict:
         """What this run is."""
-        rows = self._rows("SELECT spec FROM run")
-        if not rows:
+        with self._saying():
+            found = self._read_spec()
+        if found is None:
             raise UserError(f"{self.path} holds no run; start one with `lustral evaluate`.")
-        return json.loads(rows[0][0])
+        return found
+
+    def _read_spec(self) -> dict | None:
+        """The spec that is there, which must be the one that its digest names."""
+        rows = self._db.execute("SELECT digest, spec FROM run").fetchall()
+        found = json.loads(rows[0][1]) if rows else None
+        if rows and (len(rows) > 1 or not isinstance(found, dict) or digest(found) != rows[0][0]):
+            raise ValueError("it does not say of which run it is")
+        return found
 
     def done(self, system: str, stage: str) -> set[int]:
         """The images that are finished."""
         rows = self._rows("SELECT image FROM candidates WHERE system = ? AND stage = ?", system, stage)
         return {image for (image,) in rows}
 
+    def places(self) -> set[tuple[str, str]]:
+        """Every (system, stage) of which anything is there."""
+        found: set[tuple[str, str]] = set()
+        for table in filter(self._has, ("candidates", "draws", "costs", "probes")):
+            found |= set(self._rows(f"SELECT DISTINCT system, stage FROM {table}"))
+        return found
+
     def write(self, chunk: Chunk) -> None:
         """Adds a chunk in one transaction."""
         system, stage = chunk.job.system.name, chunk.job.stage.name
         shape = json.dumps(list(chunk.x.shape[1:]))
-        labels, margin = chunk.logits.argmax(dim=-1).tolist(), margins(chunk.logits, chunk.y).tolist()
         columns = (
             chunk.ids,
             chunk.y,
@@ -206,40 +198,63 @@ class Ledger:
             chunk.found.looks,
         )
         candidates = [
-            (system, stage, *values, *(_taken(history[i]) for history in chunk.found[3:]), shape, _packed(chunk.x[i]))
+            (system, stage, *values, *(taken(history[i]) for history in chunk.found[3:]), shape, packed(chunk.x[i]))
             for i, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))
         ]
         draws = [
-            (system, stage, image, k, labels[i][k], margin[i][k], _bytes(chunk.logits[i, k]))
+            (system, stage, image, k, raw(chunk.logits[i, k]))
             for i, image in enumerate(chunk.ids.tolist())
             for k in range(chunk.logits.shape[1])
         ]
         cost = (system, stage, len(chunk.ids), chunk.seconds, chunk.forward, chunk.backward)
         with self._saying(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(f"INSERT INTO candidates VALUES ({_marks(14)})", candidates)
-            self._db.executemany("INSERT INTO draws VALUES (?,?,?,?,?,?,?)", draws)
+            self._db.executemany(f"INSERT INTO candidates VALUES ({marks(14)})", candidates)
+            self._db.executemany("INSERT INTO draws VALUES (?,?,?,?,?)", draws)
             self._db.execute("INSERT INTO costs VALUES (?,?,?,?,?,?)", cost)
             probes = [(system, stage, *probe) for probe in chunk.probes]
-            self._db.executemany(f"INSERT OR IGNORE INTO probes VALUES ({_marks(8)})", probes)
+            self._db.executemany(f"INSERT OR IGNORE INTO probes VALUES ({marks(8)})", probes)
 
     def standing(self, system: str, stage: str, vote: Vote) -> dict[int, Standing]:
         """How every image stands with the judge."""
         where = "WHERE system = ? AND stage = ? ORDER BY image"
         rows = self._rows(f"SELECT image, label FROM candidates {where}", system, stage)
-        draws = self._rows(f"SELECT logits FROM draws {where}, draw", system, stage)
         if not rows:
             return {}
         with self._saying():
             ids, y = zip(*rows, strict=True)
-            return standings(ids, _logits(draws, len(ids)), torch.tensor(y), vote)
+            return standings(ids, self._logits(system, stage, ids), torch.tensor(y), vote)
+
+    def _logits(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
+        """Logits [images, draws, classes] of a stage whose images are ``ids``, ascending; all have as many draws."""
+        query = "SELECT image, draw, logits FROM draws WHERE system = ? AND stage = ? ORDER BY image, draw"
+        rows = self._rows(query, system, stage)
+        if not rows or [row[:2] for row in rows] != list(product(ids, range(len(rows) // len(ids)))):
+            raise ValueError(f"draws of {system}, {stage} are missing or too many")
+        return logits_of([row[2] for row in rows], len(ids))
 
     def candidates(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
         """Candidates [n, c, h, w] of some images."""
         query = "SELECT shape, x FROM candidates WHERE system = ? AND stage = ? AND image = ?"
         found = [self._rows(query, system, stage, image) for image in ids]
         with self._saying():
-            return torch.stack([_image(*rows[0]) for rows in found])
+            return torch.stack([unpacked(*rows[0]) for rows in found])
+
+    def note(self, **facts: object) -> None:
+        """Keeps facts about how the run was made that are no part of what it is; None forgets one."""
+        with self._saying(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for name, value in facts.items():
+                self._db.execute("DELETE FROM facts WHERE name = ?", (name,))
+                if value is not None:
+                    self._db.execute("INSERT INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    def facts(self) -> dict:
+        """What ``note`` kept; nothing in a ledger from before there were facts."""
+        if not self._has("facts"):
+            return {}
+        with self._saying():
+            return {name: json.loads(value) for name, value in self._rows("SELECT name, value FROM facts")}
 
     def certify(self, system: str, body: dict) -> None:
         """Stores what was measured of a system's gradients and noise."""
@@ -249,44 +264,50 @@ class Ledger:
     def certificate(self, system: str) -> dict | None:
         """What ``certify`` stored."""
         rows = self._rows("SELECT body FROM certificates WHERE system = ?", system)
-        return json.loads(rows[0][0]) if rows else None
+        with self._saying():
+            found = json.loads(rows[0][0]) if rows else None
+            if rows and not isinstance(found, dict):
+                raise ValueError(f"the certificate of {system} is no table")
+            return found
 
-    def _has_probes(self) -> bool:
-        return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = 'probes'"))
+    def _has(self, table: str) -> bool:
+        return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = ?", table))
 
     def probes(self, system: str) -> dict[str, list[Probe]]:
         """What the witness measured, by stage; nothing in a ledger from before there was one."""
-        if not self._has_probes():
+        if not self._has("probes"):
             return {}
         found: dict[str, list[Probe]] = {}
         columns = "stage, image, kind, look, predicted, measured, error"
         for stage, image, kind, look, *numbers in self._rows(
             f"SELECT {columns} FROM probes WHERE system = ? ORDER BY stage, image, kind, look", system
         ):
-            found.setdefault(stage, []).append(Probe(image, kind, look, *_floats(numbers).tolist()))
+            found.setdefault(stage, []).append(Probe(image, kind, look, *floats(numbers).tolist()))
         return found
 
     def outcomes(self, system: str, stage: str) -> Outcomes:
         """Everything stored about one (system, stage)."""
         where = "WHERE system = ? AND stage = ? ORDER BY image"
-        columns = "image, label, distance, repaired, distance_8bit, loss, wrong, losses, wrongs, shape, x"
+        columns = "image, label, distance, repaired, distance_8bit, loss, wrong, losses, wrongs, shape, x, looks"
         rows = self._rows(f"SELECT {columns} FROM candidates {where}", system, stage)
-        draws = self._rows(f"SELECT logits FROM draws {where}, draw", system, stage)
         if not rows:
             raise UserError(f"The ledger holds nothing for system {system!r} and stage {stage!r}.")
         with self._saying():
-            ids, y, distance, repaired, rounded, loss, wrong, losses, wrongs, shape, x = zip(*rows, strict=True)
+            ids, y, distance, repaired, rounded, loss, wrong, losses, wrongs, shape, x, looks = zip(*rows, strict=True)
+            histories = [[np.frombuffer(blob, dtype="<f4") for blob in history] for history in (losses, wrongs)]
+            if any([*looks] != [*map(len, history)] for history in histories):
+                raise ValueError(f"looks of {system}, {stage} are missing or too many")
             return Outcomes(
                 torch.tensor(ids),
                 torch.tensor(y),
-                _logits(draws, len(ids)),
-                _floats(distance),
+                self._logits(system, stage, ids),
+                floats(distance),
                 torch.tensor(repaired).bool(),
-                torch.stack([_image(*pair) for pair in zip(shape, x, strict=True)]),
-                _floats(rounded),
-                _floats(loss),
-                _floats(wrong),
-                *([np.frombuffer(blob, dtype="<f4") for blob in history] for history in (losses, wrongs)),
+                torch.stack([unpacked(*pair) for pair in zip(shape, x, strict=True)]),
+                floats(rounded),
+                floats(loss),
+                floats(wrong),
+                *histories,
             )
 
     def take(self, other: "Ledger") -> None:
@@ -299,24 +320,33 @@ class Ledger:
         try:
             with self._saying(), self._db:
                 self._db.execute("BEGIN IMMEDIATE")
-                self._db.execute(NEW_COSTS)
-                for table in (*RESULTS, "certificates", *(["probes"] if other._has_probes() else [])):
-                    self._db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table}")
+                self._db.execute(tables.NEW_COSTS)
+                for table in filter(other._has, tables.CONTENTS):
+                    if apart := tables.contradictions(self._db, table):
+                        raise UserError(
+                            f"{other.path.parent} contradicts {self.path.parent} or what was merged before it: "
+                            f"{table} of {', '.join(map(str, apart[0]))} differ. One of them was changed, or is of"
+                            " another machine; leave that one out."
+                        )
+                    columns = tables.CONTENTS[table]
+                    self._db.execute(f"INSERT OR IGNORE INTO {table} ({columns}) SELECT {columns} FROM other.{table}")
         finally:
             self._db.execute("DETACH DATABASE other")
 
     def draws(self) -> tuple[list[str], list[tuple]]:
         """Every draw beside its candidate: column names and rows, in a fixed order."""
-        columns = (
-            "d.system, d.stage, d.image, d.draw, c.label AS truth, d.label, d.margin, c.distance, c.distance_8bit, "
-        )
-        columns += "c.repaired, c.loss, c.wrong, c.looks"
+        columns = "system, stage, image, draw, truth, distance, distance_8bit, repaired, loss, wrong, looks"
         rows = self._rows(
-            f"SELECT {columns}, d.logits FROM draws d "
+            f"SELECT {columns.replace('truth', 'c.label')}, d.logits FROM draws d "
             "JOIN candidates c USING (system, stage, image) ORDER BY 1, 2, 3, 4"
         )
-        names = [column.split(".")[-1].split(" AS ")[-1] for column in columns.split(", ")]
-        return [*names, "logits"], [(*row[:-1], np.frombuffer(row[-1], dtype="<f4").tolist()) for row in rows]
+        found = []
+        with self._saying():
+            for *row, blob in rows:
+                logits = logits_of([blob], 1)
+                margin = float(margins(logits, torch.tensor([row[4]])))
+                found.append((*row, int(logits.argmax()), margin, logits.flatten().tolist()))
+        return [*columns.split(", "), "label", "margin", "logits"], found
 
     def cost(self, system: str, stage: str) -> Cost:
         """What one (system, stage) has cost so far."""
@@ -325,45 +355,9 @@ class Ledger:
         return Cost(seconds, int(forward), int(backward))
 
     def digest(self) -> str:
-        """A hash of the run's identity and of all its results, in a fixed order; costs are not part of it."""
+        """A hash of the run's identity and of all that its rows and findings are made of, seconds apart."""
         h = hashlib.sha256(digest(self.spec()).encode())
         with self._saying():
-            for table, columns in RESULTS.items():
-                for row in self._db.execute(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4"):
-                    if table == "candidates":  # compressors of other builds may pack the same image otherwise
-                        row = (*row[:-1], zlib.decompress(row[-1]))
-                    h.update(repr(row).encode())
+            for row in tables.evidence(self._db):
+                h.update(repr(row).encode())
         return h.hexdigest()[:32]
-
-
-def _logits(draws: Sequence[tuple], images: int) -> Tensor:
-    """Logits [images, draws, classes] of stored draws."""
-    found = np.stack([np.frombuffer(blob, dtype="<f4") for (blob,) in draws])
-    return torch.from_numpy(found.reshape(images, -1, found.shape[1]))
-
-
-def _floats(column: Sequence[float | None]) -> Tensor:
-    """A column of numbers; SQLite keeps NaN as NULL."""
-    return torch.tensor([float("nan") if value is None else value for value in column], dtype=torch.float64)
-
-
-def _marks(n: int) -> str:
-    return ",".join("?" * n)
-
-
-def _image(shape: str, x: bytes) -> Tensor:
-    """The candidate that ``_packed`` packed."""
-    return torch.from_numpy(np.frombuffer(zlib.decompress(x), dtype="<f4").reshape(json.loads(shape)).copy())
-
-
-def _packed(x: Tensor) -> bytes:
-    return zlib.compress(_bytes(x))
-
-
-def _taken(history: Tensor) -> bytes:
-    """The looks that were taken: how many more its neighbours in the batch took does not matter."""
-    return _bytes(history[~history.isnan()])
-
-
-def _bytes(t: Tensor) -> bytes:
-    return t.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()

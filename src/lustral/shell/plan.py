@@ -12,11 +12,11 @@ from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.spec import differences
 from ..core.threat import Threat
-from ..evaluate import metrics, sizes, suites
+from ..evaluate import sizes, suites
 from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, Job, System, describe, pending, shuffled
 from ..training.batches import as_floats
-from . import build, folder, growth, labels, names, results, runner, standard, stored, views, weights
+from . import build, early, folder, growth, labels, names, results, runner, standard, stored, views, weights
 from .device import OnDevice
 from .files import write_text
 from .images import data as datasets
@@ -111,6 +111,7 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
         raise UserError("Stopping early needs a suite, a width between 0 and 1, and no shards.")
     facts = {"micro_batch": plan.options.micro_batch, "suite": plan.options.suite and sizes.title(plan.options.suite)}
     with runner.open_ledger(plan.jobs, plan.data, plan.key, out, facts) as ledger:
+        ledger.note(width=width and min(width, ledger.facts().get("width", width)))
         write_text(out / "run.json", json.dumps(asdict(plan.options), indent=1) + "\n")
         if plan.options.suite is not None:
             suite = plan.options.suite
@@ -120,20 +121,14 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, mine)
             return
         ids = shuffled(plan.data, plan.key)
+        begun = early.begun(plan.jobs, ledger)
         for end in range(WAVE, len(ids) + WAVE, WAVE):
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, set(ids[:end]))
-            if all(narrow(ledger, system, ids, width) for system in plan.systems):
+            if begun <= set(ids[:end]) and early.narrow(plan.jobs, ledger, ids[:end], width):
                 return
 
 
 WAVE, PROBED = 16, 16
-
-
-def narrow(ledger: Ledger, system: System, ids: list[int], width: float) -> bool:
-    """Whether the anytime-valid interval of the worst case is narrower than ``width``."""
-    standing = ledger.standing(system.name, "worst", system.defence.vote)
-    found = metrics.sequence([standing[image].decisions for image in ids if image in standing])
-    return found.high - found.low < width
 
 
 def check_complete(plan: Plan, out: Path) -> None:
@@ -148,16 +143,14 @@ def check_complete(plan: Plan, out: Path) -> None:
                 )
 
 
-def fold(plan: Plan, ledger: Ledger, command: str, stopped: bool) -> dict:
+def fold(plan: Plan, ledger: Ledger) -> dict:
     """What a run's ledger says, before anything is held back."""
     options = plan.options
     found = results.results(
         ledger,
         plan.jobs,
         order=shuffled(plan.data, plan.key),
-        stopped=stopped,
         title=f"{', '.join(system.name for system in plan.systems)} on {_images(options)}",
-        command=command,
         suite=options.suite and sizes.title(options.suite),
         seed=options.seed,
         precision=options.precision,
@@ -174,13 +167,11 @@ def fold(plan: Plan, ledger: Ledger, command: str, stopped: bool) -> dict:
     return found | {"seconds": round(sum(row["seconds"] for row in found["rows"]), 1)}
 
 
-def finish(plan: Plan, out: Path, command: str, allow_red: bool, *, stopped: bool = False) -> dict:
-    """Folds the ledger of a run into its results, pictures and page.
-
-    Where it may have ``stopped`` early, the worst case has the anytime-valid interval: Wilson's does not hold then.
-    """
+def finish(plan: Plan, out: Path, command: str, allow_red: bool) -> dict:
+    """Folds the ledger of a run into its results, pictures and page."""
     with Ledger(out / "ledger.sqlite") as ledger:
-        found = fold(plan, ledger, command, stopped)
+        ledger.note(command=command, allow_red=allow_red)
+        found = fold(plan, ledger)
         shown = views.pictures(ledger, plan.jobs, plan.data, plan.key)
     found = folder.hold_back(found, allow_red)
     folder.publish(out, found, shown)

@@ -1,12 +1,9 @@
 """Folds a run's ledger into results: rows, risks, published metrics, findings, and what they withhold."""
 
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 import torch
-
-import lustral
 
 from ..attacks.anatomy import gradient_name, summary
 from ..core.spec import digest
@@ -17,7 +14,6 @@ from ..evaluate.findings.base import RED, Seen, gap
 from ..evaluate.protocol import Job, decided
 from ..evaluate.published import published
 from .ledger import Ledger, Outcomes
-from .terminal import versions
 
 FOLDS = (5, 10)
 NOTES = [
@@ -40,6 +36,9 @@ class Run:
     def __init__(self, ledger: Ledger, jobs: Sequence[Job], order: Sequence[int] = ()):
         self.ledger, self.order = ledger, order
         self.jobs = [job for job in jobs if ledger.done(job.system.name, job.stage.name)]
+        self._of: dict[str, dict[str, Job]] = {}
+        for job in self.jobs:
+            self._of.setdefault(job.system.name, {})[job.stage.name] = job
         self._found: dict[tuple[str, str], Outcomes] = {}
 
     def outcomes(self, job: Job) -> Outcomes:
@@ -50,7 +49,7 @@ class Run:
         return self._found[name]
 
     def of(self, system: str) -> dict[str, Job]:
-        return {job.stage.name: job for job in self.jobs if job.system.name == system}
+        return self._of[system]
 
     def last(self, system: str) -> Job:
         """The stage that speaks for a system: the worst case, the exact attack, else its last attack, else its last."""
@@ -60,26 +59,32 @@ class Run:
 
     @property
     def systems(self) -> list[str]:
-        return list(dict.fromkeys(job.system.name for job in self.jobs))
+        return list(self._of)
 
 
-def results(ledger: Ledger, jobs: Sequence[Job], *, order: Sequence[int], stopped: bool = False, **facts) -> dict:
-    """Everything that the report shows, folded from the ledger; ``stopped``: an interval decided when it ended."""
-    run = Run(ledger, jobs, order)
+def results(ledger: Ledger, jobs: Sequence[Job], *, order: Sequence[int], **shown) -> dict:
+    """Everything that the report shows, folded from the ledger, and what else is ``shown``.
+
+    Where an interval may have decided when the run ended, the worst case has the anytime-valid one: Wilson's does not
+    hold then.
+    """
+    run, spec, facts = Run(ledger, jobs, order), ledger.spec(), ledger.facts()
     rows = [row(run, job) for job in run.jobs]
     with_null(run, rows)
     about = {name: details(run, name) for name in run.systems}
     for line in rows:
-        if stopped and line["stage"] == "worst":
+        if "width" in facts and line["stage"] == "worst":
             _, line["low"], line["high"] = about[line["system"]]["sequence"]
     said = {name: findings(evidence(run, name)) for name in run.systems}
     held = {name: withheld(found) for name, found in said.items()}
     return {
-        "lustral": lustral.__version__,
-        "run": digest(ledger.spec()),
+        "lustral": spec.get("lustral"),
+        "run": digest(spec),
         "ledger_digest": ledger.digest(),
-        "versions": versions(),
-        **facts,
+        "versions": facts.get("versions"),
+        "command": facts.get("command"),
+        "stopped_at_width": facts.get("width"),
+        **shown,
         "rows": rows,
         "ordering": ordering(run),
         "paired": paired(run),
@@ -352,18 +357,25 @@ def decisions(run: Run, job: Job) -> dict[int, float]:
 
 
 def paired(run: Run) -> list[dict]:
-    """Every two systems on the same images under their last stage: McNemar's test, and the difference."""
-    right = {}
-    for name in run.systems:
-        job = run.of(name).get("worst") or run.of(name).get("exact")
-        if job is not None:
-            found = run.outcomes(job)
-            right[name] = job, found.ids, metrics.voted(found.logits, found.y, job.system.defence.vote)
-    lines = []
-    for (a, (job, ids, x)), (b, (_, others, y)) in combinations(right.items(), 2):
-        if torch.equal(ids, others):
-            test = metrics.mcnemar(metrics.mostly_right(x), metrics.mostly_right(y))
-            apart = x.double().mean(dim=1) - y.double().mean(dim=1)
-            line = {"a": a, "b": b, "stage": job.stage.name, **test._asdict()}
-            lines.append(line | {"difference": list(metrics.bootstrap(apart)), "p_flip": metrics.flipped(apart)})
-    return lines
+    """The baseline and every other system on the same images under their last stage: McNemar's test, the difference.
+
+    The baseline is the first system without a purifier, or the first of all. `lustral compare` pairs any two of runs.
+    """
+    last = {name: run.of(name).get("worst") or run.of(name).get("exact") for name in run.systems}
+    jobs = [job for job in last.values() if job is not None]
+    if not jobs:
+        return []
+    baseline = next((job for job in jobs if job.system.defence.purifier is None), jobs[0])
+    pairs = ((job, _pair(run, baseline, job)) for job in jobs if job is not baseline)
+    return [{"a": baseline.system.name, "b": job.system.name} | line for job, line in pairs if line]
+
+
+def _pair(run: Run, *jobs: Job) -> dict | None:
+    found = [run.outcomes(job) for job in jobs]
+    if not torch.equal(found[0].ids, found[1].ids):
+        return None
+    a, b = (metrics.voted(o.logits, o.y, job.system.defence.vote) for o, job in zip(found, jobs, strict=True))
+    apart = a.double().mean(dim=1) - b.double().mean(dim=1)
+    test = metrics.mcnemar(metrics.mostly_right(a), metrics.mostly_right(b))
+    line = {"stage": jobs[0].stage.name, **test._asdict()}
+    return line | {"difference": list(metrics.bootstrap(apart)), "p_flip": metrics.flipped(apart)}

@@ -22,7 +22,7 @@ from ..evaluate.protocol import Chunk, Data, Job, System, Task, describe, levels
 from . import gauge
 from .ledger import Ledger
 from .options import Resources
-from .terminal import Log, Progress, progress
+from .terminal import Log, Progress, progress, versions
 
 
 def work(job: Job) -> float:
@@ -52,7 +52,10 @@ def shard(items: Sequence, part: str | None) -> Sequence:
 def open_ledger(jobs: Sequence[Job], data: Data, key: Key, folder: Path, facts: dict | None = None) -> Ledger:
     """The ledger of a run, created or checked to be this run's, which may go on with more images than it had."""
     spec = describe(jobs, data, key, torch=torch.__version__, lustral=lustral.__version__, **(facts or {}))
-    return Ledger(folder / "ledger.sqlite", spec, data)
+    ledger = Ledger(folder / "ledger.sqlite", spec, data)
+    if "versions" not in ledger.facts():
+        ledger.note(versions=versions())
+    return ledger
 
 
 def execute(
