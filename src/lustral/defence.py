@@ -35,8 +35,9 @@ FAR = 32.0
 class Defence(Modeless):
     """Purify, classify, vote.
 
-    Called like any torch module it returns logits, with fresh noise at every call (the n-th call of a process can be
-    replayed where ``key`` is given). ``logits`` and ``decide`` take addressed noise; ``bind`` fixes it.
+    Called like any torch module it returns logits, with fresh noise at every call, in every copy and every process (the
+    n-th call of a process can be replayed where ``key`` is given). ``logits`` and ``decide`` take addressed noise;
+    ``bind`` fixes it.
     """
 
     def __init__(
@@ -71,13 +72,12 @@ class Defence(Modeless):
         self.adjoint, self.lanes = adjoint or Checkpointed(), lanes
         if not isinstance(key, Key | None):
             raise UserError(f"A defence's key is a lustral.Key, not {key!r}; lustral.Key(0) is that of seed 0.")
-        self._key, self._calls = key or Key.secret(), 0
+        self._key, self._calls = key, 0
         wrapped = [] if isinstance(classifier, nn.Module) else modules_in(classifier)
         for i, module in enumerate([*wrapped, *modules_in(purifier)]):
             self.add_module(f"inner_{i}", module)
         self._purifying, self._judging = Networks(purifier), Networks(classifier)
-        self._secret, self._repeats = key is None, not (self._purifying.foreign or self._judging.foreign)
-        self._looked = False
+        self._repeats, self._looked = not (self._purifying.foreign or self._judging.foreign), False
         self._purifying.refuse()
         self._judging.refuse()
 
@@ -174,7 +174,8 @@ class Defence(Modeless):
     def bind(self, rng: Rng | Key | int | None) -> "Bound":
         """The deterministic module whose noise is ``rng`` at every call (a deterministic white box for any attack).
 
-        With None it is noise that nobody knows, the same at every call.
+        With None it is noise that nobody knows, the same at every call; a copy has noise of its own, and so has what
+        a pickle gives back, since a secret is not written down.
         """
         return Bound(self, rng)
 
@@ -192,9 +193,10 @@ class Defence(Modeless):
     def forward(self, x: Tensor) -> Tensor:
         check.images(x, slack=0.5)  # searches of other libraries look at neighbours of images, also outside the range
         self._calls += 1
+        if self._key is None:
+            return self.logits(x, Key.secret())  # of this call alone: no fork, copy or pickle has it
         rng = self._key.fold("call", self._calls).rng(len(x))
-        if not self._secret:
-            self.repeats(x, rng)
+        self.repeats(x, rng)
         return self.logits(x, rng)
 
 
@@ -203,7 +205,14 @@ class Bound(Modeless):
 
     def __init__(self, defence: Defence, rng: Rng | Key | int | None):
         super().__init__()
-        self.defence, self.rng = defence, rng if isinstance(rng, Rng | Mixed | Veiled) else as_key(rng)
+        self.defence, self._secret = defence, rng is None
+        self.rng = rng if isinstance(rng, Rng | Mixed | Veiled) else as_key(rng)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | ({"rng": None} if self._secret else {})
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state | ({"rng": Key.secret()} if state["_secret"] else {}))
 
     def forward(self, x: Tensor) -> Tensor:
         rng = as_rng(self.rng, len(check.images(x, slack=0.5)))

@@ -65,7 +65,10 @@ class Key:
 
     @staticmethod
     def secret() -> "Key":
-        """A key with 128 fresh bits from the operating system: for a deployment that nobody should replay."""
+        """A key with 128 fresh bits from the operating system, which nobody can guess.
+
+        Once made it is a key like any other: whoever forks, copies or pickles it has the same noise in both places.
+        """
         return Key(secrets.randbits(128))
 
     def philox(self, kind: str) -> np.ndarray:

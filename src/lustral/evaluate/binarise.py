@@ -38,12 +38,19 @@ class Binarised(NamedTuple):
     chance: float | None
 
 
-class Features:
-    """What the linear layer that a classifier calls last takes in, [b, features]; its logits where it calls none."""
+class RoutedError(Exception):
+    """A layer that was taken for a classifier's last one does not see every row, or not every time."""
 
-    def __init__(self, classifier):
-        self.classifier = classifier
-        parts = modules_in(classifier)
+
+class Features:
+    """What the linear layer that a classifier calls last takes in, [b, features]; its logits where it calls none.
+
+    Logits too where ``routed``, because the last layer is another one for other rows (a mixture of experts).
+    """
+
+    def __init__(self, classifier, routed: bool = False):
+        self.classifier, self.last = classifier, None
+        parts = [] if routed else modules_in(classifier)
         self.layers = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -60,17 +67,21 @@ class Features:
         finally:
             for hook in hooks:
                 hook.remove()
-        if not seen:
+        last = seen[-1][0] if seen else None
+        self.last = self.last or last
+        if self.last is None:
             return logits
-        found = torch.cat([inputs for layer, inputs in seen if layer is seen[-1][0]])
-        return found[: len(x)].flatten(1).to(x)  # the layer may compute elsewhere, and in bfloat16
+        found = [inputs for layer, inputs in seen if layer is last]
+        if last is not self.last or sum(map(len, found)) < len(x):
+            raise RoutedError
+        return torch.cat(found)[: len(x)].flatten(1).to(x)  # the layer may compute elsewhere, and in bfloat16
 
 
 class TwoClasses:
     """The victim of the test: a head [features] and an offset for every image id."""
 
-    def __init__(self, defence: Defence, votes: int):
-        self.purifier, self.features = defence.purifier, Features(defence.classifier)
+    def __init__(self, defence: Defence, votes: int, routed: bool = False):
+        self.purifier, self.features = defence.purifier, Features(defence.classifier, routed)
         self.votes, self.lanes = votes, defence.lanes
         self.heads: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -91,7 +102,14 @@ class TwoClasses:
 @differentiable
 def binarise(system: System, data: Data, threat: Threat, attack: Attack, null: Attack, key: Key) -> Binarised:
     """Runs the test with an attack on single decisions; ``null`` is its null control."""
-    victim = TwoClasses(system.defence, VOTES if system.random else 1)
+    votes, given = VOTES if system.random else 1, (data, threat, attack, null, key)
+    try:
+        return _binarised(TwoClasses(system.defence, votes), *given)
+    except RoutedError:
+        return _binarised(TwoClasses(system.defence, votes, routed=True), *given)
+
+
+def _binarised(victim: TwoClasses, data: Data, threat: Threat, attack: Attack, null: Attack, key: Key) -> Binarised:
     usable = [row for row in range(len(data.ids)) if _fit(victim, data, row, threat, key.fold("fit"))]
     if not usable:
         return Binarised(0, None, None)

@@ -10,12 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..attacks.apgd import APGD
 from ..attacks.gradients import Gradient, Selection, bpda, exact
 from ..attacks.losses import margin
 from ..attacks.pgd import RandomSign
 from ..core.adjoint import Checkpointed, Direct
+from ..core.errors import UserError
 from ..core.inference import differentiable
 from ..core.networks import Networks, weights
 from ..core.noise import Key, Rng, audit, veiled
@@ -33,7 +35,7 @@ TWINS, BINARISED, GRADIENTS = 32, 8, 32
 SEEN = 64
 """The first images, which are the most that any measurement looks at."""
 IMAGES, HORIZON, DRAWS, DIRECTIONS = 4, 8, (2, 4, 8, 16, 32, 64), 100
-STEPS = (1e-5, 1e-6, 1e-7, 1e-8)  # of difference quotients in float64
+STEPS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # of difference quotients in float64; a cast to float32 inside needs the longest
 
 
 @differentiable
@@ -45,6 +47,7 @@ def certify(system: System, data: Data, threat: Threat, key: Key, *, eot: int = 
     few, defence = data[:IMAGES], system.defence
     run, key = key, key.fold(system.name, "certificate")
     found: dict = {"images": len(few.ids)}
+    one_face(defence, few, key)
     later = Later(defence, few.x, key.rng(few.ids).fold("later"))
     found |= noise_facts(defence, few, threat, key)
     found |= gradient_facts(defence, few, threat, key)
@@ -86,6 +89,19 @@ def draws_noise(defence: Defence, data: Data, threat: Threat) -> bool:
     return not all(torch.equal(first, second) for first, second in looks)
 
 
+def one_face(defence: Defence, data: Data, key: Key) -> None:
+    """Refuses a defence whose logits are of other classes where no gradient is asked for."""
+    rng, said = key.rng(data.ids).fold("face"), []
+    for graded in (False, True):
+        with torch.set_grad_enabled(graded):
+            said.append(defence.logits(data.x.clone().requires_grad_(graded), rng).shape[1])
+    if said[0] != said[1]:
+        raise UserError(
+            f"This defence says {said[1]} classes where gradients are on and {said[0]} where they are off (no_grad); "
+            "let it answer alike, or nothing that attacks find says anything of it."
+        )
+
+
 def noise_facts(defence: Defence, data: Data, threat: Threat, key: Key) -> dict:
     """Is it random, does it replay, and does an image's result depend on its neighbours?"""
     rng = key.rng(data.ids).fold("noise")
@@ -110,7 +126,7 @@ def gradient_facts(defence: Defence, data: Data, threat: Threat, key: Key) -> di
     look = exact()(defence, data.x, data.y, margin, rng)
     flat = look.grad.flatten(1)
     found = {
-        "finite_difference": in_float64(defence, data, key),
+        **in_float64(defence, data, key),
         "roughness": roughness(defence, data, threat, rng),
     }
     if defence.purifier is not None:
@@ -129,16 +145,35 @@ def zero_facts(defence: Defence, data: Data, key: Key) -> dict:
     }
 
 
-def in_float64(defence: Defence, data: Data, key: Key) -> float | None:
-    """``finite_difference``, or None for a defence that holds networks where no copy can reach them (in a closure)."""
+def in_float64(defence: Defence, data: Data, key: Key) -> dict:
+    """``finite_difference``, and whether something inside ``rounds``.
+
+    The first is None for a defence that holds networks where no copy can reach them (in a closure).
+    """
+    found, rounding = None, Rounding()
     try:
-        return finite_difference(defence, data, key)
+        with rounding:
+            found = finite_difference(defence, data, key)
     except TypeError:
-        return None
+        pass
     except RuntimeError as e:
-        if "type" in str(e):  # one part of it is still float32
-            return None
-        raise
+        if "type" not in str(e):  # one part of it is still float32
+            raise
+    return {"finite_difference": found, "rounds": rounding.seen}
+
+
+class Rounding(TorchDispatchMode):
+    """Sees whether anything in float64 is taken to a lower precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+            self.seen |= out.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        return out
 
 
 def finite_difference(defence: Defence, data: Data, key: Key) -> float:

@@ -27,7 +27,7 @@ from ..defence import Defence
 from ..denoisers.base import Meter
 from . import metrics
 from .judge import judge, rows, verify
-from .witness import Later, Probe, Witness, alike, paths
+from .witness import Later, Probe, Witness, alike, leading, paths
 
 KNOWLEDGE = ("fresh", "known", "init", "step")
 
@@ -203,11 +203,21 @@ def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict
 
 
 class Task(NamedTuple):
-    """A batch of one job: its data, and the images from which it starts (the clean ones, or chosen candidates)."""
+    """A batch of one job: its data, and the images from which it starts (the clean ones, or chosen candidates).
+
+    ``places`` are the positions of its images in the data of the run; without, those in the batch.
+    """
 
     job: Job
     data: Data
     start: Tensor
+    places: Sequence[int] | None = None
+
+    @property
+    def by_id(self) -> dict[int, int]:
+        """The position of every image, by id."""
+        ids = self.data.ids.tolist()
+        return dict(zip(ids, range(len(ids)) if self.places is None else self.places, strict=True))
 
 
 def levels(jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -236,7 +246,7 @@ def pending(
         start = worst_candidates(job, within[rows], store) if job.stage.choose and rows else within.x[rows]
         for first in range(0, len(rows), batch):
             part = slice(first, first + batch)
-            yield Task(job, within[rows[part]], start[part])
+            yield Task(job, within[rows[part]], start[part], rows[part])
 
 
 def decided(job: Job, store: Store) -> set[int]:
@@ -298,16 +308,17 @@ class Memory:
 @differentiable
 def run(task: Task, key: Key) -> Chunk:
     """Attacks, verifies and judges one batch of images, under a witness."""
-    job, data, start = task
+    job, data, start, places = *task[:3], task.by_id
     check.labels(data.y, len(data.ids))
     started, count = time.perf_counter(), (job.system.meter or Meter()).here
     before = count.forward, count.backward
     place = key.fold(job.system.name, job.stage.name)
     defence, stage = job.system.defence, job.stage
-    watched = Witness(defence, stage.bound)
+    watched = Witness(defence, stage.bound, places)
     known = None if stage.knowledge == "fresh" else KnownNoise(watched, place.fold("known"), stage.part)
     noise = known.noise if known else lambda rows: rows
-    later = Later(defence, data.x, noise(place.fold("later").rng(data.ids[:1])))
+    lead = leading(data.ids, places)
+    later = Later(defence, data.x[lead], noise(place.fold("later").rng(data.ids[lead])))
     found = nothing(start)
     if stage.attack is not None:
         found = stage.attack.run(known or watched, start, data.y, place.fold("attack").rng(data.ids))
@@ -317,11 +328,12 @@ def run(task: Task, key: Key) -> Chunk:
     logits = judge(defence, checked.x, judging, job.draws, noise)
     if stage.attack is not None:
         first = rows(defence, judging, job.draws, noise)[:: logits.shape[1]]
-        probes += alike(defence, checked.x, logits[:, 0], first)
+        probes += alike(defence, checked.x, logits[:, 0], first, places)
     check.labels(data.y, len(data.ids), logits.shape[-1])
-    if some := watched.routes:
-        ways = data.x[:some], checked.x[:some], data.y[:some]
-        probes += paths(defence, *ways, noise(place.fold("path").rng(data.ids[:some])))
+    some = watched.routes(data.ids)
+    if len(some):
+        ways = data.x[some], checked.x[some], data.y[some]
+        probes += paths(defence, *ways, noise(place.fold("path").rng(data.ids[some])))
     probes += later.again()
     spent = time.perf_counter() - started, count.forward - before[0], count.backward - before[1]
     return Chunk(job, data.ids, data.y, *checked, found, logits, *spent, tuple(probes))

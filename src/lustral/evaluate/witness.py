@@ -3,9 +3,12 @@
 Certificates look at a system before any attack. A witness stands between a search and its victim, and at a few looks
 takes a few of the search's own images, with the noise, the precision and the callable that it has there: what the
 gradient predicts along the search's next step is compared with what the system then does. Noise is addressed, so it
-changes nothing: neither the search, nor the ledger's digest, nor what is counted.
+changes nothing: neither the search nor what is counted. Which images are tried, and when, is said by their positions in
+the data and by how often each was looked at, never by the batch that they are in.
 """
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,12 +24,13 @@ from ..defence import Defence
 from .judge import judge
 
 OFTEN = 1.5  # over its number is the probability that a look is watched
-FIRST = 8  # images of a search's first look that are tried
-SHARE = 8  # of a later look's rows every eighth is tried, at least one
+FIRST = 8  # images, of 64 in the data, whose first look is tried
+EVERY = 4  # of an image's rows one in so many is tried on the average, the first of those that it has in a look
 LENGTHS = (1 / 16, 1 / 64)  # of eps: steps that are tried
 TWINS = 4  # rows in which the judge is asked a search's question
+LEAD = 16  # images of the data, of which one is asked about the judge, and is followed along a path
 POINTS = 16  # of a path, one in each part of it
-ROWS, MOST = 512, 4  # a search's gradients for every path that is followed, and paths
+ROWS = 8  # a search's gradients of an image for its path; more for the second, third and fourth of 64 images
 
 
 class Probe(NamedTuple):
@@ -36,7 +40,7 @@ class Probe(NamedTuple):
     size; ``error`` is how far slopes of two lengths differ), ``path`` (that of the margin from the clean image to the
     candidate; ``error`` is the standard error of the prediction), ``asked`` (the difference between the logits that
     search and judge get for one question, beside their size) or ``later`` (that between two answers of the judge,
-    before and after the search). ``look`` counts the looks along a gradient.
+    before and after the search). ``look`` counts the looks along a gradient that had this image.
     """
 
     image: int
@@ -48,9 +52,9 @@ class Probe(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A question of a search to try: images [n], their noise, and what the backward pass brought."""
+    """A question of a search to try: images [n], whose looks these are, their noise, what the backward pass brought."""
 
-    look: int
+    looks: Sequence[int]
     x: Tensor
     rng: Rng | Mixed
     found: dict[str, Tensor]
@@ -75,13 +79,16 @@ class Changes(NamedTuple):
 class Witness:
     """A defence as a search sees it, watched at some looks along a gradient said to be exact.
 
-    The first is watched, later ones more and more seldom, by a throw that only the run's key knows beforehand.
+    An image's first look is watched, later ones more and more seldom, by a throw that only the run's key knows
+    beforehand. ``places`` are the positions of images, by id, in the data; without, the order in which they come.
     """
 
-    def __init__(self, defence: Defence, threat: Threat | None):
+    def __init__(self, defence: Defence, threat: Threat | None, places: Mapping[int, int] | None = None):
         self.defence, self.label = defence, defence.label
-        self.looks, self.rows = 0, 0
         self.threat = threat if isinstance(threat, Linf | L2 | L1) else Linf(0.1)
+        self._places = dict(places or {})
+        self._looks: Counter[int] = Counter()
+        self._rows: Counter[int] = Counter()
         self._open: list[Asked] = []
         self._probes: list[Probe] = []
 
@@ -89,12 +96,11 @@ class Witness:
         self._settle()
         if not (torch.is_grad_enabled() and x.requires_grad and exactly(adjoint or self.defence.adjoint)):
             return self.defence.logits(x, rng, adjoint)
-        self.looks, self.rows = self.looks + 1, self.rows + len(x)
-        if not watched(self.looks, rng):
+        rows, looks = self._tried(rng)
+        if not looks:
             return self.defence.logits(x, rng, adjoint)
-        most = max(1, len(x) // SHARE) if self.looks > 1 else FIRST
-        rows = some(rng.ids, most, self.looks).to(x.device)
-        asked = Asked(self.looks, x.detach()[rows], rng[rows], {})
+        rows = rows.to(x.device)
+        asked = Asked(looks, x.detach()[rows], rng[rows], {})
         x = x.view_as(x)
         x.register_hook(lambda grad: asked.keep("grad", grad, rows))
         out = self.defence.logits(x, rng, adjoint)
@@ -104,10 +110,23 @@ class Witness:
         self._open.append(asked)
         return out
 
-    @property
-    def routes(self) -> int:
-        """How many paths to candidates are worth following after as many gradients."""
-        return min(MOST, self.rows // ROWS)
+    def _tried(self, rng: Rng | Mixed) -> tuple[Tensor, list[int]]:
+        """Counts a look, and says of which images the first row is tried, and which look each has."""
+        ids = rng.ids.tolist()
+        draws, first = Counter(ids), dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
+        self._looks.update(draws.keys())
+        self._rows.update(draws)
+        seen = {look: watched(look, rng) for look in {self._looks[image] for image in draws}}
+        found = []
+        for image in draws:
+            look, place = self._looks[image], self._places.setdefault(image, len(self._places))
+            if seen[look] and tried(place, look, draws[image]):
+                found.append((first[image], look))
+        return torch.tensor([row for row, _ in found], dtype=torch.long), [look for _, look in found]
+
+    def routes(self, ids: Tensor) -> Tensor:
+        """The rows of images whose paths to candidates are worth following after as many gradients."""
+        return _chosen(ids, lambda image: followed(self._places[image], self._rows[image]))
 
     def probes(self) -> list[Probe]:
         """All that was measured."""
@@ -122,7 +141,7 @@ class Witness:
                 with aside():
                     along, across = self._changes(asked)
                     self._probes += _steps(asked, along) + _across(asked, across)
-                    self._probes += self._twins(asked) if asked.look == 1 else []
+                    self._probes += self._twins(asked)
 
     def _changes(self, asked: Asked) -> tuple[Changes, Changes]:
         """Σ weights·(logits(x⁺) − logits(x⁻)) against ⟨gradient, x⁺ − x⁻⟩: along the search's step, and random signs.
@@ -153,11 +172,15 @@ class Witness:
         return along, across
 
     def _twins(self, asked: Asked) -> list[Probe]:
-        """The judge, asked what the search asked of the first row: in a batch of its own, without gradients."""
-        votes = self.defence.vote
-        draws = judge(self.defence, asked.x[:1], asked.rng[:1], TWINS * votes.draws)[0]
-        merged = votes.merge(draws.unflatten(0, (TWINS, votes.draws)))[:1]
-        return [Probe(int(asked.rng.ids[0]), "asked", asked.look, 0.0, apart(merged, asked.found["logits"][:1]))]
+        """The judge, asked what the search first asked of some images: one by one, without gradients."""
+        votes, found = self.defence.vote, []
+        for row, (image, look) in enumerate(zip(asked.rng.ids.tolist(), asked.looks, strict=True)):
+            if look == 1 and leads(self._places[image]):
+                one = slice(row, row + 1)
+                draws = judge(self.defence, asked.x[one], asked.rng[one], TWINS * votes.draws)[0]
+                merged = votes.merge(draws.unflatten(0, (TWINS, votes.draws)))[:1]
+                found.append(Probe(image, "asked", look, 0.0, apart(merged, asked.found["logits"][one])))
+        return found
 
 
 def _steps(asked: Asked, changes: Changes) -> list[Probe]:
@@ -165,8 +188,8 @@ def _steps(asked: Asked, changes: Changes) -> list[Probe]:
     both = torch.stack([changes.predicted, changes.measured], dim=-1)
     off = (changes.measured / changes.predicted - 1).abs().nan_to_num(nan=torch.inf)
     best = both[torch.arange(len(both)), off.argmin(dim=1)]
-    pairs = zip(asked.rng.ids.tolist(), best.tolist(), strict=True)
-    return [Probe(image, "step", asked.look, *pair) for image, pair in pairs]
+    pairs = zip(asked.rng.ids.tolist(), asked.looks, best.tolist(), strict=True)
+    return [Probe(image, "step", look, *pair) for image, look, pair in pairs]
 
 
 def _across(asked: Asked, changes: Changes) -> list[Probe]:
@@ -177,8 +200,8 @@ def _across(asked: Asked, changes: Changes) -> list[Probe]:
     best = off.abs().argmin(dim=1, keepdim=True)
     rough = (off[:, 0] - off[:, 1]).abs()
     found = torch.stack([predicted.gather(1, best)[:, 0], measured.gather(1, best)[:, 0], rough], dim=1)
-    threes = zip(asked.rng.ids[there.cpu()].tolist(), found[there].tolist(), strict=True)
-    return [Probe(image, "across", asked.look, *three) for image, three in threes]
+    threes = zip(asked.rng.ids.tolist(), asked.looks, there.tolist(), found.tolist(), strict=True)
+    return [Probe(image, "across", look, *three) for image, look, sized, three in threes if sized]
 
 
 def watched(look: int, rng: Rng | Mixed) -> bool:
@@ -189,30 +212,46 @@ def watched(look: int, rng: Rng | Mixed) -> bool:
     return thrown < OFTEN / look
 
 
+def tried(place: int, look: int, draws: int) -> bool:
+    """Whether an image at a place in the data, with so many draws in the look, is tried: others at every look."""
+    return (look == 1 and place % 64 < FIRST) or (place - look.bit_length()) % EVERY < draws
+
+
+def leads(place: int) -> bool:
+    """Whether the image at a place in the data is one of the few about which the judge is asked."""
+    return place % LEAD == 0
+
+
+def followed(place: int, rows: int) -> bool:
+    """Whether the path of the image at a place is followed, after so many of its rows had a gradient."""
+    return leads(place) and rows >= ROWS * (1 + place % 64 // LEAD)
+
+
+def leading(ids: Tensor, places: Mapping[int, int]) -> Tensor:
+    """The rows of the images that lead."""
+    return _chosen(ids, lambda image: leads(places[image]))
+
+
+def _chosen(ids: Tensor, which: Callable[[int], bool]) -> Tensor:
+    return torch.tensor([row for row, image in enumerate(ids.tolist()) if which(image)], dtype=torch.long)
+
+
 def fresh(rng: Rng | Mixed) -> Rng:
     """The noise of a search of which no part is known."""
     return rng.fresh if isinstance(rng, Mixed) else rng
 
 
-def alike(defence: Defence, x: Tensor, judged: Tensor, rng: Rng | Mixed) -> list[Probe]:
+def alike(defence: Defence, x: Tensor, judged: Tensor, rng: Rng | Mixed, places: Mapping[int, int]) -> list[Probe]:
     """The judge's first draws [n, classes] of images x, asked again as a search asks: in its batch, for a gradient."""
     with aside(), torch.enable_grad():
         said = defence.draws(x.detach().requires_grad_(), rng).detach()
-    rows = range(min(TWINS, len(x)))
+    rows = _chosen(rng.ids, lambda image: places[image] % 64 < TWINS or leads(places[image])).tolist()
     return [Probe(int(rng.ids[row]), "asked", 0, 0.0, apart(said[row], judged[row])) for row in rows]
 
 
 def exactly(adjoint: Adjoint) -> bool:
     """Whether an adjoint claims the derivative of what runs."""
     return isinstance(adjoint, Checkpointed | Direct)
-
-
-def some(ids: Tensor, most: int, look: int) -> Tensor:
-    """The first rows of up to ``most`` images, others at every look."""
-    first = {image: row for row, image in reversed(list(enumerate(ids.tolist())))}
-    rows = sorted(first.values())
-    at = look.bit_length() * most
-    return torch.tensor([rows[(at + k) % len(rows)] for k in range(min(most, len(rows)))])
 
 
 def paths(victim: Victim, x0: Tensor, x1: Tensor, y: Tensor, rng: Rng | Mixed) -> list[Probe]:
@@ -232,19 +271,20 @@ def paths(victim: Victim, x0: Tensor, x1: Tensor, y: Tensor, rng: Rng | Mixed) -
 
 
 class Later:
-    """A question to the judge that is asked before a search and once more after it: has anything been remembered?"""
+    """Questions to the judge that are asked before a search and once more after it: has anything been remembered?"""
 
     def __init__(self, defence: Defence, x: Tensor, rng: Rng | Mixed):
-        self.defence, self.x, self.rng = defence, x[: len(rng)], rng
-        self.first = self._answer()
+        """One about each of images x, under ``rng``; there may be none."""
+        self.defence, self.x, self.rng = defence, x, rng
+        self.first = self._answers()
 
-    def _answer(self) -> Tensor:
+    def _answers(self) -> Sequence[Tensor]:
         with aside():
-            return judge(self.defence, self.x, self.rng, 1)
+            return judge(self.defence, self.x, self.rng, 1) if len(self.x) else ()
 
     def again(self) -> list[Probe]:
-        off = apart(self._answer(), self.first)
-        return [Probe(image, "later", 0, 0.0, off) for image in self.rng.ids.tolist()]
+        answers = zip(self.rng.ids.tolist(), self._answers(), self.first, strict=True)
+        return [Probe(image, "later", 0, 0.0, apart(now, before)) for image, now, before in answers]
 
 
 def apart(answer: Tensor, first: Tensor) -> float:

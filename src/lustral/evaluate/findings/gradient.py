@@ -32,8 +32,9 @@ def autograd_match(e: Evidence) -> Finding | None:
 def finite_difference(e: Evidence) -> Finding | None:
     """5: difference quotients over the whole chain, noise frozen: in float64, and in what is deployed."""
     exact, pairs = e.certificate.get("finite_difference"), e.certificate.get("deployed")
-    inside = bar(exact, 1e-3, 1e-2, f"Relative difference to finite differences: {exact or 0:.1e}.")
-    held = predicts(tuple(pair[:2]) for pair in pairs or ())
+    inside, held = _inside(e, exact), predicts(tuple(pair[:2]) for pair in pairs or ())
+    if not held and inside is None and "finite_difference" in e.certificate:
+        return Finding("amber", None, f"{UNREACHED} and nothing could be measured as deployed.")
     if not held:
         return inside
     share = sum(held) / len(held)
@@ -44,12 +45,29 @@ def finite_difference(e: Evidence) -> Finding | None:
     text = f"As deployed, the gradient predicts the change along it at {sum(held)} of {len(held)} places"
     text += f", and does not foretell {unseen:.0%} of slopes along random signs." if "across" in e.certificate else "."
     if inside is None:
-        return Finding(worse(level, across), share, f"{text} No copy in float64 could be made.")
+        return Finding(worse(worse(level, across), "amber"), share, f"{text} {UNREACHED}.")
     if inside.level == "red" and level == "green":
-        level = "amber"  # a copy that computes in float32 all the same has quotients of rounding
+        level = "amber"  # quotients may be of rounding that was not seen, where what is deployed agrees
     elif level != "red" and inside.level != "green":
         level = inside.level
     return Finding(worse(level, across), exact, f"{inside.text} {text}")
+
+
+UNREACHED = (
+    "No copy in float64 could be made (a network in a closure, or a part that keeps to its own precision), so the "
+    "gradient was not compared with exact difference quotients"
+)
+
+
+def _inside(e: Evidence, error: float | None) -> Finding | None:
+    """What the copy in float64 says; quotients of rounding, and of saturated probabilities, are no proof."""
+    found = bar(error, 1e-3, 1e-2, f"Relative difference to finite differences: {error or 0:.1e}.")
+    if found is None or found.level != "red":
+        return found
+    if e.certificate.get("rounds"):
+        text = "; a part of it computes in a lower precision than float64, whose rounding such quotients are made of."
+        return found._replace(level="amber", text=found.text.removesuffix(".") + text)
+    return found._replace(level=capped(e, "red"))
 
 
 def noise_addresses(e: Evidence) -> Finding | None:
