@@ -167,11 +167,6 @@ def test_mcnemar_compares_the_same_images():
         metrics.mcnemar(torch.ones(3).bool(), torch.ones(4).bool())
 
 
-def test_mostly_right_is_more_than_half():
-    rows = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]]).bool()
-    assert metrics.mostly_right(rows).tolist() == [False, True, False, True]
-
-
 def test_an_interval_needs_an_image():
     with pytest.raises(UserError, match="at least one image"):
         metrics.wilson(0.5, 0)

@@ -32,10 +32,16 @@ def wilson(value: float, n: int, confidence: float = 0.95) -> Estimate:
     """Wilson's score interval for a share ``value`` of n trials."""
     if n < 1:
         raise UserError("An interval needs at least one image.")
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = _normal(0.5 + confidence / 2)
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (value * (1 - value) / n + z**2 / (4 * n**2)) ** 0.5
     return Estimate(value, max(0.0, centre - half), min(1.0, centre + half))
+
+
+@lru_cache(maxsize=16)
+def _normal(share: float) -> float:
+    """The number below which a standard normal one is with this probability."""
+    return float(stats.norm.ppf(share))
 
 
 def right(logits: Tensor, y: Tensor) -> Tensor:
@@ -111,11 +117,6 @@ def mcnemar(a: Tensor, b: Tensor) -> Paired:
     return Paired(only_a, only_b, float(stats.binomtest(only_a, total).pvalue) if total else 1.0)
 
 
-def mostly_right(right: Tensor) -> Tensor:
-    """Which images are right in more than half of their draws or decisions, [n]: the paired test's verdict."""
-    return right.double().mean(dim=1) > 0.5
-
-
 def margins(logits: Tensor, y: Tensor) -> Tensor:
     """The true logit minus the largest other one, [n, draws]; positive where the draw is right."""
     own = torch.nn.functional.one_hot(y, logits.shape[-1]).bool()[:, None]
@@ -160,11 +161,12 @@ RESAMPLES = 2000
 
 def bootstrap(values: Tensor, confidence: float = 0.95) -> Estimate:
     """The mean of per-image values [n] with the percentile interval of a bootstrap over images, always the same one."""
-    return _percentiles(values.double().mean().item(), values.double()[_resampled(len(values))].mean(dim=1), confidence)
+    found = values.double().numpy()
+    return _percentiles(float(found.mean()), found[_resampled(len(found))].mean(axis=1), confidence)
 
 
-def _percentiles(value: float, means: Tensor, confidence: float) -> Estimate:
-    low, high = torch.quantile(means, torch.tensor([0.5 - confidence / 2, 0.5 + confidence / 2]).double()).tolist()
+def _percentiles(value: float, means: np.ndarray, confidence: float) -> Estimate:
+    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2]).tolist()
     return Estimate(value, low, high)
 
 
@@ -180,19 +182,19 @@ def share_above(scores: Tensor, levels: Tensor, beyond: float) -> Estimate:
     A bootstrap over images, which finds the quantile anew in every sample; Wilson's where all samples agree.
     """
     rank = math.ceil(beyond * (len(levels) - 1)) + 1
-    rows = _resampled(len(levels))
+    rows = torch.from_numpy(_resampled(len(levels)))
     shares = (scores[rows] > levels[rows].kthvalue(rank, dim=1, keepdim=True).values).double().mean(dim=1)
     value = float((scores > levels.kthvalue(rank).values).double().mean())
-    return wilson(value, len(scores)) if bool((shares == value).all()) else _percentiles(value, shares, 0.95)
+    return wilson(value, len(scores)) if bool((shares == value).all()) else _percentiles(value, shares.numpy(), 0.95)
 
 
 @lru_cache(maxsize=4)
-def _resampled(n: int) -> Tensor:
+def _resampled(n: int) -> np.ndarray:
     """Rows [RESAMPLES, n] of as many bootstrap samples."""
     if n < 1:
         raise UserError("An interval needs at least one image.")
     u = Key(0, ("bootstrap",)).rng(RESAMPLES).uniform(torch.empty(RESAMPLES, n))
-    return (u * n).long().clamp_max(n - 1)
+    return (u * n).long().clamp_max(n - 1).numpy()
 
 
 def sign_flip(values: Tensor) -> float:
@@ -200,17 +202,17 @@ def sign_flip(values: Tensor) -> float:
 
     All 2^n flips for few images, so that three of them can never be significant; RESAMPLES random ones for many.
     """
-    values, n = values.double(), len(values)
-    low = (_signs(n) @ values <= values.sum() + 1e-9).double()
+    found, n = values.double().numpy(), len(values)
+    low = _signs(n) @ found <= found.sum() + 1e-9
     return float(low.mean() if n <= 10 else (low.sum() + 1) / (RESAMPLES + 1))
 
 
 @lru_cache(maxsize=4)
-def _signs(n: int) -> Tensor:
+def _signs(n: int) -> np.ndarray:
     """All 2^n rows of n signs for few, RESAMPLES random ones for many."""
     if n <= 10:
-        return 1 - 2 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
-    return Key(0, ("sign flip",)).rng(RESAMPLES).sign(torch.empty(RESAMPLES, n)).double()
+        return 1.0 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    return Key(0, ("sign flip",)).rng(RESAMPLES).sign(torch.empty(RESAMPLES, n)).double().numpy()
 
 
 def flipped(values: Tensor) -> float:

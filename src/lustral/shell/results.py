@@ -371,11 +371,11 @@ def paired(run: Run) -> list[dict]:
 
 
 def _pair(run: Run, *jobs: Job) -> dict | None:
-    found = [run.outcomes(job) for job in jobs]
-    if not torch.equal(found[0].ids, found[1].ids):
+    """Two stages on the images that both faced: shares of right decisions, none of an image that an attack had won."""
+    shares = [dict.fromkeys(decided(job, run.ledger), 0.0) | decisions(run, job) for job in jobs]
+    common = sorted(set.intersection(*map(set, shares)))
+    if not common:
         return None
-    a, b = (metrics.voted(o.logits, o.y, job.system.defence.vote) for o, job in zip(found, jobs, strict=True))
-    apart = a.double().mean(dim=1) - b.double().mean(dim=1)
-    test = metrics.mcnemar(metrics.mostly_right(a), metrics.mostly_right(b))
-    line = {"stage": jobs[0].stage.name, **test._asdict()}
-    return line | {"difference": list(metrics.bootstrap(apart)), "p_flip": metrics.flipped(apart)}
+    a, b = (torch.tensor([each[image] for image in common], dtype=torch.float64) for each in shares)
+    line = {"stage": jobs[0].stage.name, "images": len(common), **metrics.mcnemar(a > 0.5, b > 0.5)._asdict()}
+    return line | {"difference": list(metrics.bootstrap(a - b)), "p_flip": metrics.flipped(a - b)}
