@@ -15,6 +15,7 @@ from .core.networks import Modeless, Networks, aside, modules_in, refuse_drawing
 from .core.noise import Key, Mixed, Rng, Veiled, as_key, as_rng, veiled
 from .core.purifier import Purifier
 from .core.vote import ABSTAIN, Single, Vote
+from .core.whole import whole
 from .export import Exportable, Fixed
 
 Classifier = Callable[[Tensor], Tensor]
@@ -67,9 +68,9 @@ class Defence(Modeless):
         if isinstance(vote, type) or not hasattr(vote or Single(), "merge"):
             raise UserError(f"A vote is an object such as lustral.MeanLogits(10), not {vote!r}.")
         self.classifier, self.purifier, self.vote = classifier, purifier, vote or Single()
-        if lanes < 1:
+        if whole(lanes, "A defence's lanes") < 1:
             raise UserError(f"A defence needs at least 1 lane, not {lanes}.")
-        self.adjoint, self.lanes = adjoint or Checkpointed(), lanes
+        self.adjoint, self.lanes = adjoint or Checkpointed(), int(lanes)
         if not isinstance(key, Key | None):
             raise UserError(f"A defence's key is a lustral.Key, not {key!r}; lustral.Key(0) is that of seed 0.")
         self._key, self._calls = key, 0

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .core.errors import UserError
+from .core.whole import numbers
 from .schedules import Schedule
 
 
@@ -121,6 +122,7 @@ class DDPM:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        numbers(self)
         _check_grid(self.steps, self.dt, self.whole)
         if self.variance not in ("small", "large"):
             raise UserError(f"DDPM variance must be 'small' or 'large', not {self.variance!r}.")
@@ -154,6 +156,7 @@ class DDIM:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        numbers(self)
         _check_grid(self.steps, self.dt, self.whole)
         if not 0 <= self.eta <= 1:
             raise UserError(f"DDIM eta must lie in [0, 1], not {self.eta}.")
@@ -185,6 +188,7 @@ class SDE:
     mean: bool = False
 
     def __post_init__(self) -> None:
+        numbers(self)
         _check_grid(self.steps, self.dt)
         _check_positive(end=self.end)
 
@@ -205,6 +209,7 @@ class ODE:
     end: float = 1e-5
 
     def __post_init__(self) -> None:
+        numbers(self)
         _check_grid(self.steps, self.dt)
         _check_positive(end=self.end)
 
@@ -240,6 +245,7 @@ class Heun:
     rho: float = 7.0
 
     def __post_init__(self) -> None:
+        numbers(self)
         _check_grid(self.steps, None)
         _check_positive(sigma_min=self.sigma_min, rho=self.rho)
 
@@ -302,6 +308,7 @@ class Langevin:
     dt: float = 0.01
 
     def __post_init__(self) -> None:
+        numbers(self)
         _check_grid(None, self.dt)
         _check_positive(level=self.level, spread=self.spread)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .core.errors import UserError
+from .core.whole import numbers, whole
 
 
 class Schedule(Protocol):
@@ -55,6 +56,8 @@ class VP:
     t_max: float = 1.0
     dt: float = 1e-3
 
+    __post_init__ = numbers
+
     def log_scale(self, t: Tensor) -> Tensor:
         return -0.25 * (self.beta_max - self.beta_min) * t**2 - 0.5 * self.beta_min * t
 
@@ -87,6 +90,7 @@ class DiscreteVP:
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
+        numbers(self)
         betas = torch.as_tensor(self.betas, dtype=torch.float64)
         if betas.dim() != 1:
             raise UserError(f"betas are a sequence of numbers, not of shape {list(betas.shape)}.")
@@ -97,11 +101,13 @@ class DiscreteVP:
     @staticmethod
     def linear(first: float = 1e-4, last: float = 0.02, n: int = 1000) -> "DiscreteVP":
         """β linear from ``first`` to ``last`` (Ho et al., NeurIPS 2020)."""
+        n = whole(n, "n", 1)
         return DiscreteVP(tuple(torch.linspace(first, last, n, dtype=torch.float64).tolist()))
 
     @staticmethod
     def cosine(n: int = 1000, s: float = 0.008, largest: float = 0.999) -> "DiscreteVP":
         """ᾱ(t) = cos²((t + s)/(1 + s)·π/2), as betas cut at ``largest`` (Nichol and Dhariwal, ICML 2021, eq. 17)."""
+        n = whole(n, "n", 1)
         f = [math.cos((i / n + s) / (1 + s) * math.pi / 2) ** 2 for i in range(n + 1)]
         return DiscreteVP(tuple(min(1 - f[i + 1] / f[i], largest) for i in range(n)))
 
@@ -159,6 +165,8 @@ class VE:
     t_max: float = 1.0
     dt: float = 1e-3
 
+    __post_init__ = numbers
+
     def log_scale(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
@@ -181,6 +189,8 @@ class EDM:
 
     t_max: float = 40.0
     dt: float = 0.01
+
+    __post_init__ = numbers
 
     def log_scale(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)

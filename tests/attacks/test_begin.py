@@ -25,7 +25,7 @@ SEARCHES = {
     "pgd": PGD(L2(1.0), exact(), steps=1),
     "apgd": lustral.APGD(Linf(0.1), exact(), steps=1),
     "square": lustral.Square(Linf(0.1), queries=1),
-    "stadv": StAdv(Flow(1.0), exact(), steps=1),
+    "stadv": StAdv(Flow(1), exact(), steps=1),
     "random": RandomSign(Linf(0.1), 1),
     "targeted": Targeted(PGD(Linf(0.1), exact(), steps=1, loss=toward), 1),
     "targeted fab": Targeted(lustral.FAB(Linf(0.1), exact(), steps=1), 1),
@@ -65,7 +65,7 @@ def test_a_negative_patience_is_refused():
 
 
 def test_a_flow_wider_than_the_image_still_knows_what_it_cannot_reach():
-    with pytest.raises(UserError, match="whole number of pixels"):
+    with pytest.raises(UserError, match="whole number"):
         Flow(float("nan"))
     grey = torch.full((1, 1, 4, 4), 0.5)
     assert float(Flow(8).distance(torch.ones_like(grey), grey)) > 8

@@ -107,7 +107,7 @@ def test_the_order_of_the_draws_does_not_matter(vote):
         (lambda: Majority(0), "at least 1 draw"),
         (lambda: Single(3), "choose MeanSoftmax, MeanLogits or Majority"),
         (lambda: Abstain(Single(), 1.5), "difference of probabilities"),
-        (lambda: Abstain(Single(), float("nan")), "difference of probabilities"),
+        (lambda: Abstain(Single(), float("nan")), "finite number, not nan"),
     ],
 )
 def test_impossible_votes_are_errors(make, message):

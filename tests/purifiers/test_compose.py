@@ -215,7 +215,7 @@ def test_a_time_in_network_steps_gets_the_hint(net):
 
 @pytest.mark.parametrize("t_star", [0, -0.1, float("nan"), 1e6])
 def test_an_impossible_time_is_an_error(net, t_star):
-    with pytest.raises(UserError, match=r"t_star must lie in \(0, 1\]"):
+    with pytest.raises(UserError, match=r"t_star must (lie in \(0, 1\]|be a finite number)"):
         diffpure(net, t_star)
 
 
@@ -268,7 +268,7 @@ def test_noise_beyond_what_the_denoiser_knows_is_an_error():
     ],
 )
 def test_samplers_refuse_to_divide_by_nothing(make):
-    with pytest.raises(UserError, match="must be positive, not"):
+    with pytest.raises(UserError, match="must be (positive|a finite number), not"):
         make()
 
 

@@ -29,7 +29,7 @@ def test_broken_attacks_are_caught(caught):
 
 
 def test_the_command_says_so_and_fails_where_a_control_passes(lustral, monkeypatch, capsys):
-    made = [Caught("sound", (), (), 0.0), Caught("broken", ("unbounded",), (), 0.9)]
+    made = [Caught("sound", (), (), 0.0, True), Caught("broken", ("unbounded",), (), 0.9, False)]
     monkeypatch.setattr(controls, "main", lambda *_: made)
     assert lustral("controls") == 2
     assert "WRONG: broken: no red finding" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Threat
+from ..core.whole import numbers
 from .gradients import Estimator, Look, Selection, Victim
 from .losses import Loss, cross_entropy
 from .search import Best, Outcome, begin, searching, usable
@@ -33,6 +34,7 @@ class APGD:
     rho: float = 0.75
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.steps < 1 or self.patience < 0:
             raise UserError("APGD needs steps ≥ 1 and patience ≥ 0.")
 

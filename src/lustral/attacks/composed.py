@@ -9,7 +9,7 @@ from ..core import check
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Threat
-from ..core.whole import whole
+from ..core.whole import numbers, whole
 from ..defence import Classifier, Defence
 from .gradients import AnyClass, Selection, Victim
 from .losses import Loss, lead, margin
@@ -30,6 +30,7 @@ class Targeted:
     leave: bool = True
 
     def __post_init__(self) -> None:
+        numbers(self)
         if whole(self.targets, "targets") < 1:
             raise UserError(f"A targeted attack needs at least 1 target, not {self.targets}.")
 

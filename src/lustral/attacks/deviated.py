@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.adjoint import Checkpointed
 from ..core.noise import Rng
 from ..core.purifier import Purifier
+from ..core.whole import numbers
 
 
 class DeviationState(NamedTuple):
@@ -54,6 +55,8 @@ class Deviated:
 
     weight: float = 1.0
     adjoint: Checkpointed = Checkpointed()
+
+    __post_init__ = numbers
 
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         clean, apart = self.adjoint(Deviation(purifier), x, rng)

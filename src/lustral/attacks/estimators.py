@@ -12,6 +12,7 @@ from ..core.errors import UserError
 from ..core.lanes import Lanes
 from ..core.noise import Rng
 from ..core.purifier import Purifier
+from ..core.whole import numbers
 from .gradients import Estimator, Gradient, Look, Victim, by_halves, fooled
 from .losses import Loss
 
@@ -27,6 +28,7 @@ class SPSA:
     delta: float = 0.01
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.samples < 1 or not self.delta > 0:
             raise UserError("SPSA needs at least 1 sample and a delta above 0.")
 
@@ -90,6 +92,8 @@ class Displacement:
     purifier: Purifier
     eot: int = 1
 
+    __post_init__ = numbers
+
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         clean = Lanes()(self.purifier, x.repeat_interleave(self.eot, dim=0), rng.repeat(self.eot))
         return clean.view(len(x), self.eot, *x.shape[1:]).mean(dim=1) - x
@@ -103,16 +107,17 @@ class LowPass:
     keep: float = 0.5
 
     def __post_init__(self) -> None:
+        numbers(self)
         if not 0 < self.keep <= 1:
             raise UserError(f"A low-pass filter keeps a share in (0, 1] of the frequencies, not {self.keep}.")
 
     def __call__(self, victim: Victim, x: Tensor, y: Tensor, loss: Loss, rng: Rng) -> Look:
         look = self.gradient(victim, x, y, loss, rng)
-        rows, columns = (_low_pass(n, self.keep).to(x) for n in x.shape[2:])
+        rows, columns = (low_pass(n, self.keep).to(x) for n in x.shape[2:])
         return look._replace(grad=rows @ look.grad @ columns)
 
 
-def _low_pass(n: int, keep: float) -> Tensor:
+def low_pass(n: int, keep: float) -> Tensor:
     """The projection [n, n] onto the lowest frequencies of the orthonormal DCT-II."""
     k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     basis = torch.cos(torch.pi * k * (i + 0.5) / n) * (2 / n) ** 0.5
@@ -134,6 +139,7 @@ class Growing:
     agreement: float = 0.5
 
     def __post_init__(self) -> None:
+        numbers(self)
         if not (2 <= self.least <= self.most and self.least % 2 == 0):
             raise UserError("Growing EOT needs an even least number of draws, from 2 to the largest number.")
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import L1, L2, Linf, Threat
+from ..core.whole import numbers
 from .gradients import AnyClass, Estimator, Look, Selection, Victim
 from .losses import reach, toward
 from .search import Best, Outcome, begin, searching, usable
@@ -33,6 +34,7 @@ class FAB:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.steps < 1:
             raise UserError(f"FAB needs at least 1 step, not {self.steps}.")
 

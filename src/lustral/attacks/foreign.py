@@ -13,6 +13,7 @@ from ..core.generators import seeded
 from ..core.networks import Modeless
 from ..core.noise import Key, Rng
 from ..core.threat import Threat
+from ..core.whole import numbers
 from .gradients import AnyClass, KnownNoise, Selection, Victim
 from .losses import lead
 from .search import Best, Outcome, begin, searching
@@ -65,6 +66,8 @@ class Foreign:
     eot: int = 1
     select: Selection = Selection()
     keeps: bool = False
+
+    __post_init__ = numbers
 
     @property
     def looks(self) -> int:

@@ -18,6 +18,7 @@ from ..core.inference import differentiable
 from ..core.lanes import in_parts
 from ..core.noise import Key, Mixed, Rng
 from ..core.purifier import Purifier
+from ..core.whole import numbers
 from .losses import Loss, truth
 
 NO_GRADIENT = (
@@ -126,6 +127,7 @@ class Selection:
     adjoint: Adjoint | None = None
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.draws < 1:
             raise UserError(f"Selection needs at least 1 draw, not {self.draws}.")
 
@@ -156,6 +158,7 @@ class Gradient:
     eot: int = 1
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.eot < 1:
             raise UserError(f"EOT needs at least 1 draw, not {self.eot}.")
 

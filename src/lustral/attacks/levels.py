@@ -9,6 +9,7 @@ from ..core.adjoint import Adjoint, Checkpointed
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.purifier import Purifier
+from ..core.whole import numbers
 from ..purifiers.rounds import Rounds, Statistic
 from .deviated import also
 
@@ -50,6 +51,8 @@ class LoweredNorm:
 
     weight: float = 0.1
     adjoint: Adjoint = Checkpointed()
+
+    __post_init__ = numbers
 
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:
         quiet = -statistic(purifier)(x, rng.fold("init", "measure")).log()

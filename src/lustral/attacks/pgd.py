@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Threat
+from ..core.whole import numbers
 from .gradients import Estimator, Selection, Victim
 from .losses import Loss, cross_entropy
 from .search import Best, Outcome, begin, searching, usable
@@ -34,6 +35,7 @@ class PGD:
     select: Selection | None = None
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.steps < 1 or self.patience < 0 or not 0 <= self.momentum <= 1:
             raise UserError("PGD needs steps ≥ 1, patience ≥ 0 and momentum in [0, 1].")
         if self.step_size is not None and not self.step_size > 0:
@@ -83,6 +85,7 @@ class RandomSign:
     loss: Loss = cross_entropy
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.looks < 1:
             raise UserError(f"The null control needs at least 1 look, not {self.looks}.")
 

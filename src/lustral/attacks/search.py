@@ -13,7 +13,7 @@ from ..core.errors import UserError
 from ..core.inference import differentiable
 from ..core.noise import Key, Rng, as_rng
 from ..core.threat import Threat
-from ..core.whole import whole
+from ..core.whole import numbers, whole
 from .gradients import Look, Victim
 
 
@@ -146,6 +146,7 @@ class Restarts:
     leave: bool = True
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.times < 1:
             raise UserError(f"Restarts needs at least 1 restart, not {self.times}.")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.noise import Rng
 from ..core.threat import Linf
+from ..core.whole import numbers
 from .gradients import Selection, Victim
 from .losses import Loss, margin
 from .search import Best, Outcome, begin, searching
@@ -31,6 +32,7 @@ class Square:
     p: float = 0.8
 
     def __post_init__(self) -> None:
+        numbers(self)
         if not isinstance(self.threat, Linf):
             raise UserError("Square is for Linf here; for L2 and L1 use SPSA, which needs no gradient either.")
         if self.queries < 1 or not 0 < self.p <= 1:

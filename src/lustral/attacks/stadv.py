@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Rng
+from ..core.whole import numbers
 from .gradients import Estimator, Selection, Victim
 from .losses import Loss, margin
 from .search import Best, Outcome, begin, searching, usable
@@ -24,9 +25,9 @@ class Flow:
     eps: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.eps < float("inf") or self.eps != int(self.eps):
+        numbers(self)
+        if self.eps < 1:
             raise UserError(f"A flow is bounded by a whole number of pixels from 1 on, not {self.eps}.")
-        object.__setattr__(self, "eps", int(self.eps))
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         low, high = _range(x0, self.eps)
@@ -71,6 +72,7 @@ class StAdv:
     select: Selection = Selection()
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.steps < 1 or self.patience < 0:
             raise UserError("StAdv needs steps ≥ 1 and patience ≥ 0.")
 

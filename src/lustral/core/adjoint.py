@@ -16,6 +16,7 @@ from .errors import UserError
 from .inference import differentiable
 from .noise import Rng, replaying, veiled
 from .purifier import Purifier, alike
+from .whole import numbers
 
 State = Any
 Step = Callable[[int, State], State]
@@ -52,6 +53,8 @@ class Checkpointed:
     """
 
     budget: int = field(default=0, metadata={"role": "runtime"})
+
+    __post_init__ = numbers
 
     @differentiable
     def __call__(self, purifier: Purifier, x: Tensor, rng: Rng) -> Tensor:

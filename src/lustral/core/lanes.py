@@ -16,6 +16,7 @@ from .errors import UserError
 from .inference import differentiable
 from .noise import Rng, veiled
 from .purifier import Purifier, alike
+from .whole import numbers
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class Lanes:
     inner: Adjoint = Checkpointed()
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.width < 1:
             raise UserError(f"There must be at least 1 lane, not {self.width}.")
 

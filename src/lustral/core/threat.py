@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .noise import Rng
+from .whole import numbers
 
 
 class Threat(Protocol):
@@ -117,6 +118,7 @@ class L1:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", _number(self.eps, math.inf, "L1"))
+        numbers(self)
 
     def start(self, x0: Tensor, rng: Rng) -> Tensor:
         """Uniform on the ball's surface before projection: Laplace noise scaled to length eps (L1 direction)."""

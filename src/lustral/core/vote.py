@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .whole import whole
+from .whole import numbers, whole
 
 ABSTAIN = -1
 
@@ -39,6 +39,7 @@ class Single:
     draws: int = 1
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.draws != 1:
             raise UserError("Single decides by one draw; for more, choose MeanSoftmax, MeanLogits or Majority.")
 
@@ -112,6 +113,7 @@ class Abstain:
     margin: float
 
     def __post_init__(self) -> None:
+        numbers(self)
         if not 0 <= self.margin <= 1:
             raise UserError(f"The abstention margin is a difference of probabilities in [0, 1], not {self.margin}.")
 

@@ -23,6 +23,7 @@ from ..core.purifier import Purifier
 from ..core.spec import runtime, spec
 from ..core.threat import Threat
 from ..core.vote import Vote
+from ..core.whole import numbers
 from ..defence import Defence
 from ..denoisers.base import Meter
 from . import metrics
@@ -84,6 +85,7 @@ class Stage:
     threat: Threat | None = None
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.knowledge not in KNOWLEDGE:
             raise UserError(f"A stage's knowledge of the noise is {' or '.join(KNOWLEDGE)}, not {self.knowledge!r}.")
         if self.draws < 1:
@@ -109,6 +111,8 @@ class Job:
     system: System
     stage: Stage
     images: int
+
+    __post_init__ = numbers
 
     @property
     def draws(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Rng
+from ..core.whole import numbers
 from ..denoisers.base import Denoiser, column, denoise, reach
 
 Field = Callable[[Tensor], Tensor]
@@ -35,6 +36,7 @@ class UnitField:
     sigma: float = 0.25
 
     def __post_init__(self) -> None:
+        numbers(self)
         most = reach(self.denoiser)[1]
         if self.sigma > most * (1 + 1e-6):
             raise UserError(f"ADP's field is asked at sigma={self.sigma:g}, beyond the {most:.3g} of this denoiser.")
@@ -74,6 +76,7 @@ class Adaptive:
     screen: str = "gaussian"
 
     def __post_init__(self) -> None:
+        numbers(self)
         if not self.sigma >= 0 or self.steps < 1 or not self.delta > 0 or not 0 < self.lam < 1:
             raise UserError("ADP needs sigma ≥ 0, steps ≥ 1, delta > 0 and 0 < lam < 1.")
         if not 0 <= self.alpha_min <= self.alpha_max:

@@ -13,7 +13,7 @@ from ..core import outputs
 from ..core.errors import UserError
 from ..core.noise import Key, Rng
 from ..core.purifier import Purifier
-from ..core.whole import whole
+from ..core.whole import numbers, whole
 from .adaptive import Field
 
 
@@ -64,8 +64,7 @@ def chain(*purifiers: Purifier) -> Chain:
 
 def repeat(purifier: Purifier, rounds: int) -> Purifier:
     """Runs a purifier ``rounds`` times, each on the last one's output and with noise of its own."""
-    if rounds < 1:
-        raise UserError(f"rounds must be at least 1, not {rounds}.")
+    rounds = whole(rounds, "rounds", 1)
     return purifier if rounds == 1 else Chain((purifier,) * rounds)
 
 
@@ -155,6 +154,8 @@ class FieldNorm:
     field: Field = field(metadata={"role": "weights"})
     threshold: float = 25.0
 
+    __post_init__ = numbers
+
     def __call__(self, x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(self.field(x).flatten(1), dim=1) > self.threshold
 
@@ -172,6 +173,8 @@ class Function:
     function: Callable[..., Tensor]
     steps: int = 1
     uses_rng: bool = True
+
+    __post_init__ = numbers
 
     @property
     def n_steps(self) -> int:

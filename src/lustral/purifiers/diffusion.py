@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Rng
+from ..core.whole import numbers
 from ..denoisers.base import Denoiser, column, denoise, reach
 from ..samplers import Sampler, Table
 from ..schedules import Schedule
@@ -86,6 +87,7 @@ class Diffusion:
     cut: bool = False
 
     def __post_init__(self) -> None:
+        numbers(self)
         top = self.t_max if callable(self.t_star) else self.t_star
         if top is None:
             raise UserError("With a t_star that depends on the image, t_max must say how large it can become.")

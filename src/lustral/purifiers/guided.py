@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.noise import Rng
+from ..core.whole import numbers
 from ..denoisers.base import column
 from ..schedules import Schedule
 
@@ -42,6 +43,7 @@ class Towards:
     noised: bool = True
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.strength < 0:
             raise UserError(f"The strength of guidance cannot be negative, not {self.strength:g}.")
 
@@ -115,6 +117,7 @@ class Robust:
     latent_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        numbers(self)
         if min(self.class_weight, self.latent_weight) < 0:
             raise UserError("The weights of guidance cannot be negative.")
 

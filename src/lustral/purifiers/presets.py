@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 from ..core.errors import UserError, unknown
 from ..core.purifier import Purifier
+from ..core.whole import finite, whole
 from ..denoisers.base import Clipped, Denoiser
 from ..samplers import DDIM, DDPM, SAMPLERS, Sampler
 from ..schedules import VP, DiscreteVP, Schedule
@@ -81,6 +82,7 @@ def adp_gated(denoiser: Denoiser, sigma: float = 0.25, *, threshold: float, shar
 
     The norm is taken on the raw input. ``options`` are those of ``adp``.
     """
+    finite(share, "share")
     level = options.pop("field_sigma", None) or sigma or 0.25
     gate = FieldNorm(UnitField(denoiser, level), threshold)
     strong = adp(denoiser, sigma, field_sigma=level, **options)
@@ -98,7 +100,7 @@ def gnsp(
     Defaults are CIFAR-10's: 470 network calls; ``steps`` is a number for each round instead. The paper takes the
     majority of 10 runs.
     """
-    process = schedule or DiscreteVP.linear()
+    process, levels = schedule or DiscreteVP.linear(), [whole(level, "A level of gnsp", 1) for level in levels]
     return chain(*(Diffusion(denoiser, process, DDPM(steps=steps), level * process.dt) for level in levels))
 
 
@@ -166,9 +168,7 @@ def agdm(
 
 
 def _rounds(stage: Diffusion, rounds: int) -> Rounds:
-    if rounds < 1:
-        raise UserError(f"rounds must be at least 1, not {rounds}.")
-    return Rounds((stage,) * rounds)
+    return Rounds((stage,) * whole(rounds, "rounds", 1))
 
 
 def ssni(

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import UserError, unknown
 from ..core.noise import Rng, replaying
+from ..core.whole import numbers
 from ..denoisers.base import Denoiser, column, noise, reach
 from ..schedules import VP, Schedule
 
@@ -99,6 +100,7 @@ class Logistic:
     least: float = 1e-3
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.tau <= 0:
             raise UserError(f"tau must be above 0, not {self.tau:g}; the spread of clean norms is a start.")
 
@@ -125,6 +127,7 @@ class Linear:
     least: float = 1e-3
 
     def __post_init__(self) -> None:
+        numbers(self)
         if self.high <= self.low:
             raise UserError(f"The largest score norm must be above the smallest, not {self.high:g} and {self.low:g}.")
 
@@ -146,6 +149,8 @@ class Rounded:
 
     law: Logistic | Linear
     dt: float = 1e-3
+
+    __post_init__ = numbers
 
     @property
     def t_max(self) -> float:
