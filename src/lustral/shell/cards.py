@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.errors import UserError, unknown
 from . import transport
-from .files import cache, saying, write_text
+from .files import cache, reading, write_text
 
 OWN_COPY = "put a copy of the file and its card into a folder and name its path"
 
@@ -93,7 +93,7 @@ def _fetched(address: str) -> Path:
 def card(path: Path) -> Card:
     """The card beside a weights file."""
     place = path.with_suffix(".json")
-    with saying(place, "read"):
+    with reading(place):
         text = place.read_bytes()
     try:
         found = Card(**json.loads(text))

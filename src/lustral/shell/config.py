@@ -8,7 +8,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..core.errors import UserError
 from .cli import evaluate
-from .files import saying
+from .files import reading
 from .options import Evaluation
 
 
@@ -16,7 +16,7 @@ def read(path: Path) -> Evaluation:
     """The evaluation that a file describes; what it leaves out is as on the command line."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(evaluate, skip={"out"})
-    with saying(path, "read"):
+    with reading(path):
         text = path.read_text(encoding="utf-8")
     try:
         said = parser.instantiate(parser.parse_string(text))

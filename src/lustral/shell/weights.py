@@ -26,7 +26,7 @@ from ..denoisers.nets.refinenet import RefineNet
 from ..denoisers.nets.unet import UNet
 from ..schedules import VP, DiscreteVP
 from .cards import Card, card, describe, find
-from .files import checksum, replacing, saying
+from .files import checksum, reading, replacing
 from .terminal import note
 
 # What a card may name. A card is data: names outside these tables are refused.
@@ -111,8 +111,8 @@ def save(path: Path, model: nn.Module, card: Card, half: bool = False) -> Card:
 def load(name: str, kind: str) -> tuple[nn.Module, Card]:
     """The frozen network that a name or a path means, with its card; ``kind`` is what the caller needs."""
     path = find(name)
-    with saying(path, "read"):
-        path.stat()
+    with reading(path):
+        pass
     about = card(path)
     if about.kind != kind:
         raise UserError(f"{name} is a {about.kind}, but a {kind} is needed here.")
@@ -142,7 +142,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a training state; only tensors and plain values are accepted."""
-    with saying(path, "read"):
+    with reading(path):
         try:
             found = torch.load(path, weights_only=True, map_location="cpu")
         except OSError:
