@@ -11,6 +11,8 @@ from ..core.errors import UserError, unknown
 from . import transport
 from .files import cache, reading, write_text
 
+LONGEST, HEAVIEST = 2**20, 16
+"""Bytes of a card, and of its weights for each parameter: eight, and buffers besides."""
 OWN_COPY = "put a copy of the file and its card into a folder and name its path"
 
 
@@ -82,11 +84,12 @@ def _fetched(address: str) -> Path:
         )
     about = cache("weights") / sha256 / url.rpartition("/")[2]
     if not about.exists():
-        transport.download(url, about, sha256, "sha256", OWN_COPY)
+        transport.download(url, about, sha256, "sha256", OWN_COPY, LONGEST)
     path = about.with_suffix(".safetensors")
     if not path.exists():
         there = url.removesuffix(".json") + ".safetensors"
-        transport.download(there, path, card(path).sha256, "sha256", OWN_COPY)
+        known = card(path)
+        transport.download(there, path, known.sha256, "sha256", OWN_COPY, HEAVIEST * known.parameters + LONGEST)
     return path
 
 
