@@ -25,6 +25,7 @@ from ..denoisers.nets.ddpmpp import DDPMpp
 from ..denoisers.nets.refinenet import RefineNet
 from ..denoisers.nets.unet import UNet
 from ..schedules import VP, DiscreteVP
+from . import blueprint
 from .cards import Card, card, describe, find
 from .files import checksum, reading, replacing
 from .terminal import note
@@ -71,7 +72,7 @@ def build(architecture: dict[str, Any], known: Mapping[str, Callable[..., Any]] 
     """A network from its description, ``{"type": ..., **arguments}``; its ``schedule`` is described likewise."""
     description = dict(architecture)
     kind = description.pop("type", None)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise unknown("architecture", kind, known)
     arguments = {
         name: build(value, SCHEDULES if name == "schedule" else ARCHITECTURES)
@@ -83,7 +84,9 @@ def build(architecture: dict[str, Any], known: Mapping[str, Callable[..., Any]] 
     }
     try:
         return known[kind](**arguments)
-    except (TypeError, AttributeError) as e:
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UserError(f"The card's description of {kind} does not fit this version of Lustral: {e}.") from e
 
 
@@ -122,14 +125,12 @@ def load(name: str, kind: str) -> tuple[nn.Module, Card]:
             f"{path} is damaged or was changed: its sha256 is {found[:12]}…, its card says {about.sha256[:12]}…."
         )
     try:
-        state = load_file(path)
-        model = build(about.architecture)
-        model.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as e:
-        reason = str(e).splitlines()[0]
+        model = blueprint.build(about, load_file(path), build)
+    except (SafetensorError, RuntimeError, blueprint.Unfit) as e:
+        reason = str(e).partition("\n")[0]
         raise UserError(f"{path} does not hold the network that its card describes ({reason}); train it again.") from e
     CARDS[model] = about
-    return model.eval().requires_grad_(False), about
+    return model.requires_grad_(False), about
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
