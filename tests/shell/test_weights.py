@@ -95,9 +95,9 @@ def test_a_network_on_a_schedule_is_saved_and_loaded(tmp_path, kind, schedule):
 )
 def test_every_network_is_saved_and_loaded(tmp_path, architecture):
     place, model, x = tmp_path / "own.safetensors", scramble(weights.build(architecture)), digits(3).x
-    weights.save(place, model, replace(CARD, architecture=architecture))
-    found, _ = weights.load(str(place), "denoiser")
-    more = (torch.full((3,), 0.2),) if architecture["type"] == "NCSN" else ()
+    kind, more = ("denoiser", (torch.full((3,), 0.2),)) if architecture["type"] == "NCSN" else ("classifier", ())
+    weights.save(place, model, replace(CARD, architecture=architecture, kind=kind))
+    found, _ = weights.load(str(place), kind)
     assert torch.equal(found(x, *more), model(x, *more))
 
 

@@ -1,6 +1,7 @@
 """Cards: what a weights file is, and where it lies. They are read without loading any network."""
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -9,8 +10,12 @@ from typing import Any
 
 from ..core.errors import UserError, unknown
 from . import transport
-from .files import cache, saying, write_text
+from .files import cache, reading, write_text
 
+LONGEST, HEAVIEST = 2**20, 16
+"""Bytes of a card, and of its weights for each parameter: eight, and buffers besides."""
+SIDE, NESTED, MANY = 2**16, 8, 100_000
+"""Pixels of a side, levels of a description, and a number in it, or of numbers."""
 OWN_COPY = "put a copy of the file and its card into a folder and name its path"
 
 
@@ -82,23 +87,72 @@ def _fetched(address: str) -> Path:
         )
     about = cache("weights") / sha256 / url.rpartition("/")[2]
     if not about.exists():
-        transport.download(url, about, sha256, "sha256", OWN_COPY)
+        transport.download(url, about, sha256, "sha256", OWN_COPY, LONGEST)
     path = about.with_suffix(".safetensors")
     if not path.exists():
         there = url.removesuffix(".json") + ".safetensors"
-        transport.download(there, path, card(path).sha256, "sha256", OWN_COPY)
+        known = card(path)
+        transport.download(there, path, known.sha256, "sha256", OWN_COPY, HEAVIEST * known.parameters + LONGEST)
     return path
 
 
 def card(path: Path) -> Card:
     """The card beside a weights file."""
     place = path.with_suffix(".json")
-    with saying(place, "read"):
+    with reading(place):
         text = place.read_bytes()
     try:
         found = Card(**json.loads(text))
-        if not (isinstance(found.architecture, dict) and isinstance(found.image, list) and len(found.image) == 3):
-            raise TypeError("architecture must be an object, and image a list of three")
+        if wrong := _wrong(found):
+            raise TypeError(wrong)
         return found
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, RecursionError) as e:
         raise UserError(f"{place} is no card of this version of Lustral ({e}); train again or mend it.") from e
+
+
+def _wrong(about: Card) -> str:
+    """What of a card is not what it must be; nothing where all is well."""
+    texts = ("name", "kind", "data", "command", "licence", "sha256")
+    if other := [name for name in texts if not isinstance(getattr(about, name), str)]:
+        return f"{other[0]} must be a text"
+    if other := [name for name in ("architecture", "measured", "recipe", "versions") if not _named(about, name)]:
+        return f"{other[0]} must be an object"
+    image = about.image
+    if not isinstance(image, list) or len(image) != 3 or not all(type(n) is int and 0 < n <= SIDE for n in image):
+        return f"image must be a list of three whole numbers from 1 to {SIDE:,}"
+    if not isinstance(about.classes, list) or not all(isinstance(name, str) for name in about.classes):
+        return "classes must be a list of texts"
+    if type(about.parameters) is not int or not 0 <= about.parameters < 2**40:
+        return "parameters must be a whole number"
+    if other := [name for name, value in about.measured.items() if not _finite(value)]:
+        return f"{other[0]} of what was measured must be a number"
+    return _unbuildable(about.architecture)
+
+
+def _named(about: Card, name: str) -> bool:
+    return isinstance(getattr(about, name), dict)
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def _unbuildable(described: dict[str, Any], depth: int = 0) -> str:
+    """What of an architecture can be no argument of a network."""
+    if depth > NESTED:
+        return f"architecture must be nested at most {NESTED} levels deep"
+    for name, value in described.items():
+        if isinstance(value, dict):
+            if wrong := _unbuildable(value, depth + 1):
+                return wrong
+            continue
+        several = value if isinstance(value, list) else [value]
+        if len(several) > MANY or not all(one is None or type(one) in (str, bool) or _within(one) for one in several):
+            return f"{name} of the architecture must be texts, or numbers up to {MANY:,}, and no more than so many"
+        if name.startswith("sigma_") and not (_within(value) and value > 0):
+            return f"{name} of the architecture must be above zero"
+    return ""
+
+
+def _within(value: Any) -> bool:
+    return _finite(value) and abs(value) <= MANY

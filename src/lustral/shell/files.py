@@ -1,7 +1,9 @@
 """Files that are whole or absent, and one sentence for what goes wrong."""
 
+import errno
 import hashlib
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -64,8 +66,20 @@ def write_text(path: Path, text: str) -> None:
 
 def checksum(path: Path, algorithm: str) -> str:
     """The hexadecimal digest of a file's content (for checking, not for secrets)."""
-    with saying(path, "read"), open(path, "rb") as f:
+    with reading(path), open(path, "rb") as f:
         return hashlib.file_digest(f, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """``saying`` for a file that is read; what is none (a pipe, a device) may have no end, and is refused unread."""
+    with saying(path, "read"):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is a pipe, a socket or a device; copy what it gives into a file, and name that.")
+        yield
 
 
 @contextmanager
@@ -82,5 +96,7 @@ def saying(path: Path, verb: str) -> Iterator[None]:
             f"Cannot {verb} {path}: a folder and a file are mixed up on the way there; check the path."
         ) from e
     except OSError as e:
+        if e.errno == errno.ELOOP:
+            raise UserError(f"Cannot {verb} {path}: it is a link that leads to itself; name a file or folder.") from e
         reason = (e.strerror or str(e)).lower()
         raise UserError(f"Cannot {verb} {path}: {reason}; free some space or choose another place.") from e

@@ -1,11 +1,16 @@
 """The parser of the command line, and what it takes beside what signatures say; imports nothing heavy."""
 
+import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from ..core.errors import unknown
+from ..core.errors import UserError, unknown
+from . import limits, plain
+from .files import reading
 
 DEVICE = ("--resources.device", "--device")
 LISTS = ("--stages", "--over.")
@@ -23,6 +28,27 @@ class Parser(ArgumentParser):
         if options.get("type") is bool:
             options = options | {"nargs": "?", "const": True}
         return super().add_argument(*names, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest, **options):
+        """Refuses beforehand what would be read without end, and afterwards numbers that nobody can mean."""
+        _readable(args or ())
+        found = super().parse_args(args, *rest, **options)
+        limits.check(found.get(found.get("subcommand"), found))
+        return found
+
+
+def _readable(args: Sequence[str]) -> None:
+    """Refuses values that are pipes or devices, configurations that are too long, and YAML that multiplies itself."""
+    for before, arg in pairwise(["", *args]):
+        name, equals, value = arg.partition("=")
+        value = value if equals else arg
+        plain.check(value)
+        option = name if equals else before
+        if option.startswith("--") and os.path.exists(value) and not os.path.isdir(value):
+            with reading(Path(value)):
+                size = os.path.getsize(value)
+            if option == "--config" and size > plain.LONGEST:
+                raise UserError(f"{value} is no configuration: it has more than {plain.LONGEST:,} bytes.")
 
 
 def spelt(args: Sequence[str]) -> list[str]:

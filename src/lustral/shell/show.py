@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..core.errors import UserError
 from ..evaluate.sizes import SIZES
 from . import cards, config
 from .names import METHODS
@@ -201,7 +202,11 @@ def _facts(about: cards.Card) -> str:
 def names() -> None:
     """Everything that has a name."""
     for name, path in cards.zoo().items():
-        about = cards.card(path)
+        try:
+            about = cards.card(path)
+        except UserError as e:
+            line(f"{'unreadable':<12}{name:<18}{e}")
+            continue
         line(f"{about.kind:<12}{name:<18}{_facts(about)}")
     for name, path in config.recommended().items():
         line(f"{'recommended':<12}{name:<18}{path}")

@@ -17,8 +17,10 @@ TIMEOUT = 30.0
 ATTEMPTS = 10  # in a row without a new byte ends it at once
 
 
-def download(url: str, target: Path, expected: str, algorithm: str, elsewhere: str) -> None:
+def download(url: str, target: Path, expected: str, algorithm: str, elsewhere: str, most: int) -> None:
     """Fetches into a .part file, which stays where the connection breaks, and gets its name after its checksum.
+
+    An address that sends more than ``most`` bytes is left, and what it sent removed.
 
     ``elsewhere`` is what a person can do where this address does not help.
     """
@@ -27,7 +29,7 @@ def download(url: str, target: Path, expected: str, algorithm: str, elsewhere: s
         target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(ATTEMPTS):
             before = _size(part)
-            if _continue(url, part, elsewhere):
+            if _continue(url, part, elsewhere, most):
                 break
             if _size(part) <= before:
                 raise _broken(url, part)
@@ -55,7 +57,7 @@ def _broken(url: str, part: Path) -> UserError:
     )
 
 
-def _continue(url: str, part: Path, elsewhere: str) -> bool:
+def _continue(url: str, part: Path, elsewhere: str, most: int) -> bool:
     """One connection that appends to the .part file what it lacks; whether the file is then complete."""
     have = _size(part)
     request = Request(url, headers={"User-Agent": "lustral", **({"Range": f"bytes={have}-"} if have else {})})
@@ -80,7 +82,10 @@ def _continue(url: str, part: Path, elsewhere: str) -> bool:
         total = first + int(length) if (length or "").isdigit() else None
         with open(part, "ab" if goes_on else "wb") as f, progress() as bar:
             task = bar.add_task(f"fetching {part.stem}", total=total or 0, completed=first)
-            _pour(reply.read1, f.write, lambda n: bar.advance(task, n))
+            fits = (total or 0) <= most and _pour(reply.read1, f.write, most - first, lambda n: bar.advance(task, n))
+    if not fits:
+        part.unlink()
+        raise UserError(f"{url} sends more than {most / 1e6:,.0f} MB, which is not what was asked for; {elsewhere}.")
     return total is None or _size(part) >= total
 
 
@@ -90,14 +95,18 @@ def _start(headers: Message) -> int | None:
     return int(start) if start.isdigit() else None
 
 
-def _pour(read: Callable[[int], bytes], write: Callable[[bytes], int], advance: Callable[[int], None]) -> None:
-    """Moves bytes until there are no more or the connection breaks; what has come is kept."""
-    while True:
+def _pour(
+    read: Callable[[int], bytes], write: Callable[[bytes], int], most: int, advance: Callable[[int], None]
+) -> bool:
+    """Moves bytes until there are no more or the connection breaks; what has come is kept. False: beyond ``most``."""
+    while most >= 0:
         try:
             chunk = read(CHUNK)
         except (HTTPException, OSError):
-            return
+            return True
         if not chunk:
-            return
+            return True
         write(chunk)
         advance(len(chunk))
+        most -= len(chunk)
+    return False

@@ -25,8 +25,9 @@ from ..denoisers.nets.ddpmpp import DDPMpp
 from ..denoisers.nets.refinenet import RefineNet
 from ..denoisers.nets.unet import UNet
 from ..schedules import VP, DiscreteVP
+from . import blueprint
 from .cards import Card, card, describe, find
-from .files import checksum, replacing, saying
+from .files import checksum, reading, replacing
 from .terminal import note
 
 # What a card may name. A card is data: names outside these tables are refused.
@@ -71,7 +72,7 @@ def build(architecture: dict[str, Any], known: Mapping[str, Callable[..., Any]] 
     """A network from its description, ``{"type": ..., **arguments}``; its ``schedule`` is described likewise."""
     description = dict(architecture)
     kind = description.pop("type", None)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise unknown("architecture", kind, known)
     arguments = {
         name: build(value, SCHEDULES if name == "schedule" else ARCHITECTURES)
@@ -83,7 +84,9 @@ def build(architecture: dict[str, Any], known: Mapping[str, Callable[..., Any]] 
     }
     try:
         return known[kind](**arguments)
-    except (TypeError, AttributeError) as e:
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UserError(f"The card's description of {kind} does not fit this version of Lustral: {e}.") from e
 
 
@@ -111,8 +114,8 @@ def save(path: Path, model: nn.Module, card: Card, half: bool = False) -> Card:
 def load(name: str, kind: str) -> tuple[nn.Module, Card]:
     """The frozen network that a name or a path means, with its card; ``kind`` is what the caller needs."""
     path = find(name)
-    with saying(path, "read"):
-        path.stat()
+    with reading(path):
+        pass
     about = card(path)
     if about.kind != kind:
         raise UserError(f"{name} is a {about.kind}, but a {kind} is needed here.")
@@ -122,14 +125,12 @@ def load(name: str, kind: str) -> tuple[nn.Module, Card]:
             f"{path} is damaged or was changed: its sha256 is {found[:12]}…, its card says {about.sha256[:12]}…."
         )
     try:
-        state = load_file(path)
-        model = build(about.architecture)
-        model.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as e:
-        reason = str(e).splitlines()[0]
+        model = blueprint.build(about, load_file(path), build)
+    except (SafetensorError, RuntimeError, blueprint.Unfit) as e:
+        reason = str(e).partition("\n")[0]
         raise UserError(f"{path} does not hold the network that its card describes ({reason}); train it again.") from e
     CARDS[model] = about
-    return model.eval().requires_grad_(False), about
+    return model.requires_grad_(False), about
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -142,7 +143,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a training state; only tensors and plain values are accepted."""
-    with saying(path, "read"):
+    with reading(path):
         try:
             found = torch.load(path, weights_only=True, map_location="cpu")
         except OSError:

@@ -154,7 +154,7 @@ def jpeg_compression(x: Tensor, level: int, rng: Rng) -> Tensor:
     def squeeze(image: Image.Image) -> Image.Image:
         content = io.BytesIO()
         image.save(content, "JPEG", quality=(80, 65, 58, 50, 40)[level])
-        return Image.open(content)
+        return Image.open(content, formats=["JPEG"])
 
     return _pictures(x, squeeze)
 

@@ -11,7 +11,7 @@ from ...core import check
 from ...core.errors import UserError, unknown
 from ...evaluate.protocol import Data
 from ...training.batches import as_floats
-from ..files import cache, saying
+from ..files import cache, reading
 from . import imagefolder, names, readers
 from .classes import DIGITS
 from .splits import SPLITS, Labelled, Parts
@@ -152,7 +152,7 @@ def _labelled(images: np.ndarray, labels: np.ndarray, name: str, path: str) -> t
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, or of an .npy file under the name x; pickled objects are refused."""
-    with saying(path, "read"):
+    with reading(path):
         try:
             loaded = np.load(path, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}

@@ -1,5 +1,6 @@
 """The one reader of picture files: upright, 8 bits a channel, in grey or RGB, what is transparent on white."""
 
+import io
 import re
 import warnings
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...core.errors import UserError
-from ..files import saying
+from ..files import reading
 from ..terminal import note
 
 SUFFIXES = {
@@ -28,6 +29,8 @@ KNOWN = (*GREY, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 WIDE = re.compile(";16[BLN]")
 """In Pillow's name of how pixels are stored: 16 bits a channel."""
 ORIENTATION = 0x0112
+MOST = 2**24
+"""Pixels of a picture, 4096×4096: a network needs some hundred bytes for each, and a file none to claim them."""
 
 
 class Header(NamedTuple):
@@ -46,7 +49,7 @@ class Pixels(NamedTuple):
 
 def look(path: Path) -> Header:
     """What a picture is, by its header; those of palettes and of WebP do not say whether it is grey."""
-    with _opened(path) as picture:
+    with open_file(path) as picture:
         # Pillow turns TIFF by itself; of a PNG, a late tag would cost reading all of it, and pixels() heeds it.
         tagged = picture.format != "TIFF" and "exif" in picture.info
         turned = tagged and picture.getexif().get(ORIENTATION, 1) >= 5
@@ -57,7 +60,7 @@ def look(path: Path) -> Header:
 
 def read(path: Path, mode: str) -> Pixels:
     """One picture file in mode ``L`` or ``RGB``."""
-    with _opened(path) as picture:
+    with open_file(path) as picture:
         return flat(picture, mode)
 
 
@@ -96,24 +99,32 @@ def say_white(transparent: int, pictures: int) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def open_file(path: Path) -> Iterator[Image.Image]:
     """A picture file; what is wrong with it is one sentence, whatever a format's decoder raises."""
-    with saying(path, "read"), warnings.catch_warnings():
+    with reading(path), opened(path, path) as picture:
+        yield picture
+
+
+@contextmanager
+def opened(source: Path | io.BytesIO, name: object) -> Iterator[Image.Image]:
+    """The same for a picture that is a file or its content."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path, formats=FORMATS) as picture:
-                check(picture, path)
+            with Image.open(source, formats=FORMATS) as picture:
+                if picture.width * picture.height > MOST:
+                    raise Image.DecompressionBombError
+                check(picture, name)
                 yield picture
         except UserError:
             raise
         except UnidentifiedImageError as e:
-            raise UserError(f"{path} is damaged or no picture; check the file.") from e
+            raise UserError(f"{name} is damaged or no picture; check the file.") from e
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-            limit = Image.MAX_IMAGE_PIXELS
-            raise UserError(f"{path} says that it has more than {limit:,} pixels; save it with fewer.") from e
+            raise UserError(f"{name} says that it has more than {MOST:,} pixels; save it with fewer.") from e
         except Exception as e:
             if isinstance(e, OSError) and e.errno is not None:
                 raise
             reason = " ".join(str(e).split()) or type(e).__name__
-            raise UserError(f"{path} is damaged ({reason}); check the file.") from e
+            raise UserError(f"{name} is damaged ({reason}); check the file.") from e

@@ -8,7 +8,7 @@ from ...core.errors import UserError, unknown
 from .. import transport
 from ..files import checksum, replacing
 from . import data
-from .readers import IDX
+from .readers import IDX, LARGEST
 
 ELSEWHERE = "name another mirror or a folder that has the file with --from"
 
@@ -70,7 +70,7 @@ def fetch(name: str, folder: Path, source: str | None = None) -> bool:
         if "://" not in source:
             _copy(Path(source).expanduser() / file, folder / file, md5, name)
         elif source.startswith(("http://", "https://")):
-            transport.download(f"{source.rstrip('/')}/{file}", folder / file, md5, "md5", ELSEWHERE)
+            transport.download(f"{source.rstrip('/')}/{file}", folder / file, md5, "md5", ELSEWHERE, LARGEST)
         else:
             raise UserError(f"{source} is neither a folder nor an address with http:// or https://; name one of them.")
     return True

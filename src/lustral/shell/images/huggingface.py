@@ -1,11 +1,12 @@
 """Image sets from Hugging Face, through their library ``datasets`` (extra ``huggingface``); it runs no foreign code."""
 
+import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ...core.errors import UserError
 from . import decode
@@ -43,6 +44,11 @@ def _labelled(table: Any, name: str) -> Labelled:
     if y.dtype.kind not in "iu" or y.ndim != 1 or (len(y) and y.min() < 0):
         raise UserError(f"{name}: the column {label} must hold classes as whole numbers from 0.")
 
+    # Their own reader opens whatever Pillow knows.
+    kind = table.features[image]
+    if type(kind).__name__ == "Image":
+        table = table.cast_column(image, replace(kind, decode=False))
+
     def pixels() -> torch.Tensor:
         found = [_pixels(picture, name) for picture in table[image]]
         decode.say_white(sum(one.transparent for one in found), len(found))
@@ -62,9 +68,11 @@ def _column(table: Any, names: tuple[str, ...], name: str) -> str:
     return found
 
 
-def _pixels(picture: Any, name: str) -> decode.Pixels:
-    """A picture of Pillow's as bytes."""
-    if not isinstance(picture, Image.Image):
+def _pixels(encoded: Any, name: str) -> decode.Pixels:
+    """A picture as bytes, from ``datasets``' own record of it: the content of its file, or where that lies."""
+    if not isinstance(encoded, dict) or not (encoded.get("bytes") or encoded.get("path")):
         raise UserError(f"{name} must hold its images as pictures; choose another set.")
-    decode.check(picture, f"A picture of {name}")
-    return decode.flat(picture, "L" if picture.mode in decode.GREY else "RGB")
+    content, place = encoded.get("bytes"), encoded.get("path")
+    name = f"A picture of {name}"
+    with decode.opened(io.BytesIO(content), name) if content else decode.open_file(Path(place)) as one:
+        return decode.flat(one, "L" if one.mode in decode.GREY else "RGB")

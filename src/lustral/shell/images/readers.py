@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ...core.errors import UserError
-from ..files import saying
+from ..files import reading, saying
 from . import unpickle
 from .classes import CLASSES
 from .splits import Labelled, Parts
@@ -90,7 +90,7 @@ def _present(folder: Path) -> dict[str, Callable[[], bytes]]:
 
 
 def _content(path: Path) -> bytes:
-    with saying(path, "read"):
+    with reading(path):
         return _unzipped(path) if path.suffix == ".gz" else path.read_bytes()
 
 
@@ -113,7 +113,7 @@ def _archived(path: Path) -> dict[str, Callable[[], bytes]]:
         return {}
     wanted = {file for forms in FORMS.values() for files, _ in forms for file in files}
     found: dict[str, bytes] = {}
-    with saying(path, "read"):
+    with reading(path):
         try:
             with tarfile.open(path, "r|*") as archive:
                 for member in archive:
