@@ -1,7 +1,9 @@
 """The parser of the command line, and what it takes beside what signatures say; imports nothing heavy."""
 
 import re
+import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from jsonargparse import ArgumentParser
 
@@ -23,6 +25,10 @@ class Parser(ArgumentParser):
         if options.get("type") is bool:
             options = options | {"nargs": "?", "const": True}
         return super().add_argument(*names, **options)
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        """Raises an OSError where help cannot be written, which argparse would keep to itself."""
+        print(message, end="", file=file or sys.stderr)
 
 
 def spelt(args: Sequence[str]) -> list[str]:
