@@ -38,6 +38,9 @@ class Card:
     measured: dict[str, float] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    """What it was trained on: ``data``, ``split``, the number of ``images``, the ``sha256`` of their marks, and whether
+    these are the ``whole`` of what it saw (origins.py). Empty: not known."""
 
 
 def describe(path: Path, about: Card) -> Card:
@@ -97,8 +100,9 @@ def card(path: Path) -> Card:
         text = place.read_bytes()
     try:
         found = Card(**json.loads(text))
-        if not (isinstance(found.architecture, dict) and isinstance(found.image, list) and len(found.image) == 3):
-            raise TypeError("architecture must be an object, and image a list of three")
+        objects = isinstance(found.architecture, dict) and isinstance(found.training, dict)
+        if not (objects and isinstance(found.image, list) and len(found.image) == 3):
+            raise TypeError("architecture and training must be objects, and image a list of three")
         return found
     except (ValueError, TypeError) as e:
         raise UserError(f"{place} is no card of this version of Lustral ({e}); train again or mend it.") from e
