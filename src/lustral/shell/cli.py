@@ -320,6 +320,13 @@ def main(args: list[str] | None = None) -> int:
             streams.give_up()
             return _say(f"Cannot write what this command says ({_reason(e)}); what it wrote to files is there.", 1)
         return _say(f"{e.filename}: {_reason(e)}; free some space, or choose another place.", 2)
+    except (RuntimeError, MemoryError) as e:
+        from ..core import memory
+
+        if not memory.lacking(e):
+            raise
+        reason = next(iter(str(e).splitlines()), "none is left")
+        return _say(f"There is not enough memory ({reason}); choose a smaller batch.", 2)
     except KeyboardInterrupt as e:
         kept = f"{str(e) or 'what its folder holds is kept'}, and the same command goes on from there."
         said = kept if RESUMING & set(given[:1]) else "the same command starts from the beginning."

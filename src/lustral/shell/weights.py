@@ -17,6 +17,7 @@ from ..classifiers.resnet import ResNet
 from ..classifiers.small import SmallCNN
 from ..classifiers.whitened import WhitenedResNet
 from ..classifiers.wide import WideResNet
+from ..core import memory
 from ..core.errors import UserError, unknown
 from ..core.inference import differentiable
 from ..denoisers import preconditioning
@@ -129,6 +130,8 @@ def load(name: str, kind: str) -> tuple[nn.Module, Card]:
         model = build(about.architecture)
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError) as e:
+        if memory.lacking(e):
+            raise
         reason = str(e).splitlines()[0]
         raise UserError(f"{path} does not hold the network that its card describes ({reason}); train it again.") from e
     CARDS[model], PLACES[model] = about, path.resolve()
