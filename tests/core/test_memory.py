@@ -1,49 +1,46 @@
-import subprocess
-import sys
+"""A lack of memory is known in all its words, is never taken for another mistake, and costs no traceback."""
 
 import pytest
-
-MEASURE = """
-import sys
-
 import torch
 
-from lustral.core.adjoint import Checkpointed, Direct
-from lustral.core.kernel import purify
-from lustral.denoisers.nets.unet import UNet
-from lustral.denoisers.preconditioning import EDM
-from lustral.purifiers.presets import diffpure
+from components import images
+from lustral.core import memory, outputs
+from lustral.shell import cli
 
 
-def megabytes(name: str) -> float:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(name)) / 1024
+def test_what_torch_and_numpy_really_say_is_known():
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(1 << 60)
+    assert memory.lacking(found.value)
+    assert memory.lacking(MemoryError())
+    assert memory.lacking(RuntimeError("could not create a primitive"))
+    for other in ("mat1 and mat2 shapes cannot be multiplied", "could not create a file", ""):
+        assert not memory.lacking(RuntimeError(other))
+    assert not memory.lacking(ValueError("out of memory"))
 
 
-def gradient(rows: int, steps: int) -> None:
-    x = torch.full((rows, 3, 32, 32), 0.5, requires_grad=True)
-    purify(diffpure(net, steps=steps), x, 0, adjoint=adjoint).sum().backward()
+def test_a_network_without_memory_is_not_said_to_refuse_a_shape():
+    def full(x):
+        raise RuntimeError("could not create a primitive for shape [1]")
+
+    with pytest.raises(RuntimeError, match="primitive"):
+        outputs.asked("The classifier", full, images(1))
 
 
-torch.set_num_threads(1)
-net = EDM(UNet(channels=3, width=16, mult=(1,), blocks=2)).requires_grad_(False)
-adjoint, steps = {"direct": Direct(), "checkpointed": Checkpointed()}[sys.argv[1]], int(sys.argv[2])
-gradient(rows=1, steps=1)  # libraries load and allocators settle
-before = megabytes("VmRSS")
-gradient(rows=8, steps=steps)
-print(megabytes("VmHWM") - before)
-"""
+@pytest.mark.parametrize("error", [RuntimeError("could not create a primitive"), MemoryError()])
+def test_a_command_without_memory_ends_in_a_sentence(error, monkeypatch, capsys):
+    def full(name: str) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "show", full)
+    assert cli.main(["show", "x"]) == 2
+    assert capsys.readouterr().err.startswith("lustral: There is not enough memory (")
 
 
-def peak(adjoint: str, steps: int) -> float:
-    """Megabytes that a gradient adds to a fresh process at its peak."""
-    command = [sys.executable, "-c", MEASURE, adjoint, str(steps)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def test_other_errors_of_a_command_are_raised(monkeypatch):
+    def wrong(name: str) -> None:
+        raise RuntimeError("something else")
 
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_exact_gradient_of_100_steps_needs_the_memory_of_one_step_and_100_images():
-    images = 8 * 3 * 32 * 32 * 4 / 2**20
-    few, many = peak("checkpointed", 5), peak("checkpointed", 100)
-    assert many < 1.3 * few + 100 * images
-    assert peak("direct", 5) > 3 * few, "the graph of a step is too small here to show anything"
+    monkeypatch.setitem(cli.COMMANDS, "show", wrong)
+    with pytest.raises(RuntimeError, match="something else"):
+        cli.main(["show", "x"])

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from . import memory
 from .adjoint import Adjoint, Checkpointed, Direct
 from .errors import UserError
 from .inference import differentiable
@@ -88,16 +89,11 @@ def in_parts(job: Callable[[Tensor], T], rows: Tensor, width: int) -> list[tuple
         try:
             done.append((part, job(part)))
             start += len(part)
-        except RuntimeError as e:
-            if len(part) <= 1 or not _is_memory(e):
+        except memory.FAILURES as e:
+            if len(part) <= 1 or not memory.lacking(e):
                 raise
             width = (len(part) + 1) // 2
     return done
-
-
-def _is_memory(error: RuntimeError) -> bool:
-    """Whether torch could not get memory, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def gather(parts: list[tuple[Tensor, Tensor]]) -> Tensor:

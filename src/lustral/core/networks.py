@@ -18,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from . import memory
 from .errors import UserError
 from .generators import stands, untouched
 from .noise import replaying
@@ -216,7 +217,9 @@ def _in_both_modes(modules: list[nn.Module], said: Callable[[], Tensor]) -> tupl
                 module.training = True
         try:
             return heard(said), quiet
-        except (RuntimeError, ValueError):  # as batch normalisation of one row
+        except (RuntimeError, ValueError) as e:  # as batch normalisation of one row
+            if memory.lacking(e):
+                raise
             return (None, False), quiet
         finally:
             for buffer, value in kept:

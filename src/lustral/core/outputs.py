@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import memory
 from .errors import UserError
 from .noise import Key
 
@@ -98,7 +99,7 @@ def asked(who: str, network: Callable[..., Any], x: Tensor, *others: Tensor) -> 
         return network(x, *others)
     except RuntimeError as e:
         said = str(e).splitlines()[0] if str(e) else ""
-        if isinstance(e, torch.OutOfMemoryError) or "allocate" in said or not re.search(SHAPES, said):
+        if memory.lacking(e) or not re.search(SHAPES, said):
             raise
         channels = re.search(r"to have (\d+) channels, but got (\d+) channels", said)
         if channels:

@@ -28,6 +28,7 @@ from ..defence import Defence
 from ..denoisers.base import Meter
 from . import metrics
 from .judge import judge, rows, verify
+from .origin import Origin
 from .witness import Later, Probe, Witness, alike, leading, paths
 
 KNOWLEDGE = ("fresh", "known", "init", "step")
@@ -56,7 +57,7 @@ class System:
     """A named defence, the meter that counts its network's rows, and what suites know of it.
 
     A defence without noise (``random`` false) decides once where another is judged on many draws. ``surrogate`` is a
-    cheaper purifier with nearly the same gradient.
+    cheaper purifier with nearly the same gradient. ``origin`` says what is known of its training.
     """
 
     name: str
@@ -64,6 +65,7 @@ class System:
     meter: Meter = runtime(None)
     random: bool = True
     surrogate: Purifier | None = None
+    origin: Origin = runtime(Origin())
 
 
 @dataclass(frozen=True)

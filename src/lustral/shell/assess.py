@@ -19,7 +19,7 @@ from ..denoisers.base import Meter
 from ..evaluate import sizes, suites
 from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, Job, System, shuffled
-from . import build, folder, given, labels, plan, recorded, results, review, runner, views
+from . import build, folder, given, labels, origins, plan, recorded, results, review, runner, views
 from .assessment import Assessment
 from .ledger import Ledger
 from .options import Resources
@@ -133,7 +133,10 @@ def prepare(
     data = data._replace(x=data.x.float())
     systems = [System(name, defence, Meter()) for name, defence in named.items()]
     few = data[: plan.PROBED]
-    systems = [replace(system, random=draws_noise(system.defence, few, threat)) for system in systems]
+    systems = [
+        replace(system, random=draws_noise(system.defence, few, threat), origin=origins.of(system.defence, data.x))
+        for system in systems
+    ]
     if suite not in sizes.SIZES:
         raise unknown("suite", suite, sizes.SIZES)
     own = given.attacks(attacks, threat, sizes.SIZES[suite].eot if any(s.random for s in systems) else 1)

@@ -43,6 +43,9 @@ class Card:
     measured: dict[str, float] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    """What it was trained on: ``data``, ``split``, the number of ``images``, the ``sha256`` of their marks, and whether
+    these are the ``whole`` of what it saw (origins.py). Empty: not known."""
 
 
 def describe(path: Path, about: Card) -> Card:

@@ -10,7 +10,7 @@ from jsonargparse import auto_cli, set_parsing_settings
 
 from .. import __version__
 from ..core.errors import UserError
-from . import names
+from . import names, streams
 from .finished import compare, detect, export, merge, plot, report, verify_run
 from .networks import get_data, measure_reference, train
 from .options import (
@@ -295,7 +295,10 @@ COMMANDS = {
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 0, 2 for a mistake that the message explains, 130 for Ctrl-C."""
+    """Runs the command line and returns the exit code: 0, 2 for a mistake that the message explains, 130 for Ctrl-C.
+
+    1 says that nobody could be told what the command has to say.
+    """
     # Threads that spin for long while they wait make everything ten times slower beside a busy neighbour, and ones that
     # sleep at once cost as much on a quiet machine (measured on two cores). This must be said before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
@@ -305,7 +308,10 @@ def main(args: list[str] | None = None) -> int:
     asked = {given[0]: COMMANDS[given[0]]} if given and given[0] in COMMANDS else COMMANDS
     told = {"description": DESCRIPTION, "prog": "lustral", "version": __version__}
     try:
-        auto_cli(asked, args=spelt(given), exit_on_error=False, parser_class=Parser, **told)
+        try:
+            auto_cli(asked, args=spelt(given), exit_on_error=False, parser_class=Parser, **told)
+        finally:  # --help ends in SystemExit
+            streams.finish()
     except UserError as e:
         # of several processes with the same mistake, one says it
         return _say(e, 2) if os.environ.get("RANK", "0") == "0" else 2
@@ -313,6 +319,18 @@ def main(args: list[str] | None = None) -> int:
         return _say(f"A file that should be text is not in UTF-8 ({e.reason}); save it as UTF-8.", 2)
     except ArgumentError as e:
         return _say(plainly(str(e), given), 2)
+    except OSError as e:
+        if e.filename is None:  # of files, errors have a name
+            streams.give_up()
+            return _say(f"Cannot write what this command says ({_reason(e)}); what it wrote to files is there.", 1)
+        return _say(f"{e.filename}: {_reason(e)}; free some space, or choose another place.", 2)
+    except (RuntimeError, MemoryError) as e:
+        from ..core import memory
+
+        if not memory.lacking(e):
+            raise
+        reason = next(iter(str(e).splitlines()), "none is left")
+        return _say(f"There is not enough memory ({reason}); choose a smaller batch.", 2)
     except KeyboardInterrupt as e:
         kept = f"{str(e) or 'what its folder holds is kept'}, and the same command goes on from there."
         said = kept if RESUMING & set(given[:1]) else "the same command starts from the beginning."
@@ -321,15 +339,19 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _say(what: object, code: int) -> int:
-    print(f"lustral: {what}", file=sys.stderr)
+    streams.say(f"lustral: {what}")
     return code
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def entry() -> None:
     """The console script. A request to end (SIGTERM) is answered like Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    streams.prepare()
     code = main()
     if code == INTERRUPTED:  # a batch that still runs in a thread would hold the process until it ends
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -8,7 +8,7 @@ from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.threat import Linf, Threat
 from ..evaluate.protocol import Job, shuffled
-from . import build, folder, memory, results, runner, standard, views
+from . import build, folder, memory, origins, results, runner, standard, views
 from .images import data as datasets
 from .ledger import Ledger
 from .options import Classification, Purification, Resources, Search
@@ -94,6 +94,7 @@ def main(out: Path, images: int, seed: int, resources: Resources) -> dict:
     data = datasets.load("digits", "test")[:images]
     key = Key(seed)
     jobs, curves = plan(len(data.ids), resources)
+    jobs = [replace(job, system=replace(job.system, origin=origins.of(job.system.defence, data.x))) for job in jobs]
     with runner.open_ledger(jobs, data, key, out) as ledger:
         runner.execute(jobs, data, key, ledger, resources)
     return finish(out, jobs, curves, data, key, seed, len(data.ids))

@@ -2,9 +2,11 @@
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TextIO
 
 from jsonargparse import ArgumentParser
 
@@ -35,6 +37,10 @@ class Parser(ArgumentParser):
         found = super().parse_args(args, *rest, **options)
         limits.check(found.get(found.get("subcommand"), found))
         return found
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        """Raises an OSError where help cannot be written, which argparse would keep to itself."""
+        print(message, end="", file=file or sys.stderr)
 
 
 def _readable(args: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from ..evaluate import sizes, suites
 from ..evaluate.certificate import draws_noise
 from ..evaluate.protocol import Data, Job, System, describe, pending, shuffled
 from ..training.batches import as_floats
-from . import build, early, folder, growth, labels, names, results, runner, standard, stored, views, weights
+from . import build, early, folder, growth, labels, names, origins, results, runner, standard, stored, views, weights
 from .device import OnDevice
 from .files import write_text
 from .images import data as datasets
@@ -48,13 +48,15 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     options = standard.evaluation(options)
     source = labels.meet(source, options.data, [judge.classifier for _, _, judge in named(options)])
     data = source.pick(options.split, options.data)[: options.images]
+    plain = data.x
     data = corrupt(data, options.corruption) if options.corruption else data
     data = data._replace(x=as_floats(data.x))
     threat, systems = build.threat(options.threat), []
     for name, how, judge in named(options):
         system = build.system(name, how, judge, options.micro_batch, resources.device, options.precision)
         check(data, judge.classifier, system)
-        systems.append(replace(system, random=draws_noise(system.defence, data[:PROBED], threat)))
+        random, origin = draws_noise(system.defence, data[:PROBED], threat), origins.of(system.defence, plain)
+        systems.append(replace(system, random=random, origin=origin))
     say_far([how for _, how, _ in named(options)], data)
     jobs = _jobs(options, systems, threat, len(data.ids), runner.each(resources))
     return Plan(options, jobs, systems, data, threat, Key(options.seed), labels.spoken(source.classes))

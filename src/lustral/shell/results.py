@@ -94,6 +94,7 @@ def results(ledger: Ledger, jobs: Sequence[Job], *, order: Sequence[int], **show
         "details": about,
         "caveats": caveats(run),
         "random": {job.system.name: job.system.random for job in run.jobs},
+        "test_images": {job.system.name: str(job.system.origin) for job in run.jobs},
         "notes": NOTES,
     }
 
@@ -283,6 +284,7 @@ def evidence(run: Run, name: str) -> Evidence:
         stages={stage: seen(run.outcomes(job), job) for stage, job in stages.items()},
         cascade=cascade_of(worst) if worst else (),
         probes=run.ledger.probes(name),
+        origin=system.origin,
         probabilities=any(metrics.probabilities(run.outcomes(job).logits) for job in stages.values()),
     )
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ..core.errors import UserError
@@ -14,6 +13,7 @@ from ..evaluate.sizes import SIZES
 from . import cards, config
 from .names import METHODS
 from .options import Solver, StageName, VoteName
+from .streams import Screen
 
 if TYPE_CHECKING:  # these load torch, which a list of names does not need
     from ..evaluate.detection import Seen
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # these load torch, which a list of names does not need
     from .tune import Setting
 
 # Wide enough for the table where the output is a pipe or a file.
-out = Console(markup=False) if Console().is_terminal else Console(width=140, markup=False)
+out = Screen() if Screen().is_terminal else Screen(width=140)
 
 
 def table(found: dict) -> None:
@@ -186,7 +186,8 @@ def chosen(one: "Setting", images: int) -> None:
 
 def card(about: cards.Card) -> None:
     """A card, as JSON."""
-    out.print_json(json.dumps(asdict(about)))
+    for row in json.dumps(asdict(about), indent=2, ensure_ascii=False).split("\n"):
+        out.print(row, soft_wrap=True)
 
 
 def trained(about: cards.Card) -> None:

@@ -7,12 +7,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import lustral
 
-console = Console(stderr=True, markup=False)
+from .streams import Screen
+
+console = Screen(stderr=True)
 
 
 def note(text: str) -> None:
@@ -103,7 +104,7 @@ def progress() -> Progress | Log:
     if not console.is_terminal:
         return Log()
     columns = (
-        TextColumn("{task.description}", markup=False),
+        "{task.description}",
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),

@@ -9,6 +9,7 @@ import jinja2
 from ..evaluate import sizes
 from .looks import STAGES, Look, looks_of, main_rows
 from .pages import page
+from .streams import plain
 
 DASH = "—"
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -46,7 +47,7 @@ def template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
-        finalize=lambda value: DASH if value is None or isinstance(value, jinja2.Undefined) else value,
+        finalize=_shown,
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "estimate": _estimate, "number": _number}
     environment.filters |= {"histogram": _histogram, "p_value": _p_value, "points": _points, "reading": _reading}
@@ -54,6 +55,15 @@ def template() -> jinja2.Template:
     environment.filters |= {"claim": _claim, "stage": lambda name: STAGES.get(name, name), "seconds": _seconds}
     environment.globals["page"] = page
     return environment.get_template("report.html")
+
+
+def _shown(value: object) -> object:
+    """What a page shows of a value: a dash for none, and of text that is no markup only what prints."""
+    if value is None or isinstance(value, jinja2.Undefined):
+        return DASH
+    if type(value) is not str:
+        return value
+    return "\n".join(plain(row) for row in value.split("\n"))
 
 
 def _heads(main: dict, looks: dict[str, Look], withheld: dict) -> list[tuple[Look, dict]]:

@@ -17,6 +17,7 @@ from ..classifiers.resnet import ResNet
 from ..classifiers.small import SmallCNN
 from ..classifiers.whitened import WhitenedResNet
 from ..classifiers.wide import WideResNet
+from ..core import memory
 from ..core.errors import UserError, unknown
 from ..core.inference import differentiable
 from ..denoisers import preconditioning
@@ -55,6 +56,8 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
 
 CARDS: WeakKeyDictionary[nn.Module, Card] = WeakKeyDictionary()
 """The cards of the networks that were loaded, as long as these live."""
+PLACES: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
+"""The files that they come from."""
 FAR = 2.0
 
 
@@ -96,15 +99,16 @@ def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state) | {name: t for name, t in small.items() if t.isfinite().all()}
 
 
-def save(path: Path, model: nn.Module, card: Card, half: bool = False) -> Card:
+def save(path: Path, model: nn.Module, card: Card, half: bool = False, metadata: dict[str, str] | None = None) -> Card:
     """Writes ``path`` (.safetensors) and its card (.json), each whole or not at all; returns the completed card.
 
     With ``half`` the file holds numbers in float16; the network that is loaded from it computes in float32.
+    ``metadata`` stands in the file beside the numbers.
     """
     state = halved(model.state_dict()) if half else model.state_dict()
     state = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     with replacing(path) as scratch:
-        scratch.write_bytes(to_bytes(state))
+        scratch.write_bytes(to_bytes(state, metadata))
         sha256 = checksum(scratch, "sha256")
     facts = asdict(card) | {"sha256": sha256, "parameters": sum(p.numel() for p in model.parameters())}
     return describe(path, Card(**facts))
@@ -127,10 +131,22 @@ def load(name: str, kind: str) -> tuple[nn.Module, Card]:
     try:
         model = blueprint.build(about, load_file(path), build)
     except (SafetensorError, RuntimeError, blueprint.Unfit) as e:
+        if memory.lacking(e):
+            raise
         reason = str(e).partition("\n")[0]
         raise UserError(f"{path} does not hold the network that its card describes ({reason}); train it again.") from e
-    CARDS[model] = about
+    CARDS[model], PLACES[model] = about, path.resolve()
     return model.requires_grad_(False), about
+
+
+def as_loaded(model: nn.Module) -> bool:
+    """Whether a network that was loaded still holds the numbers of its file."""
+    try:
+        there = load_file(PLACES[model])
+    except (OSError, SafetensorError):
+        return False
+    state = model.state_dict()
+    return state.keys() == there.keys() and all(torch.equal(t.cpu(), there[k].to(t.dtype)) for k, t in state.items())
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

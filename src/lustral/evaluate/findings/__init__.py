@@ -1,6 +1,6 @@
 """Findings: what an evaluation says of its own soundness. One function per check; each has a page in docs/findings."""
 
-from . import gradient, hygiene, optimisation, ordering, randomness, witnessed
+from . import gradient, hygiene, optimisation, ordering, origin, randomness, witnessed
 from .base import Evidence, Finding
 from .consequences import CONSEQUENCES
 
@@ -11,6 +11,7 @@ CHECKS = {
     **optimisation.CHECKS,
     **ordering.CHECKS,
     **hygiene.CHECKS,
+    **origin.CHECKS,
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import bootstrap, sign_flip
+from ..origin import Origin
 from ..witness import Probe
 
 
@@ -52,7 +53,8 @@ class Seen(NamedTuple):
 class Evidence:
     """All about one system: what it is, its certificate, its stages, and the draws that its gradients average.
 
-    ``probes`` are the witness's, by stage; ``probabilities``: its outputs look like them.
+    ``probes`` are the witness's, by stage; ``probabilities``: its outputs look like them; ``origin``: what is known of
+    its training.
     """
 
     eps: float
@@ -65,6 +67,7 @@ class Evidence:
     cascade: tuple[str, ...] = ()
     probes: dict[str, list[Probe]] = field(default_factory=dict)
     probabilities: bool = False
+    origin: Origin = Origin()
 
     def main(self) -> str | None:
         """The strongest white-box stage that all its images faced."""

@@ -43,4 +43,5 @@ CONSEQUENCES = {
     "same-rule": "Clean and robust accuracy were not counted alike: do not compare them.",
     "purification-drift": "The defence costs that many clean images their label.",
     "enough-images": "Smaller differences than that mean nothing.",
+    "seen-in-training": "Images remembered by heart say nothing of others, and no attack can tell: evaluate on others.",
 }

@@ -19,7 +19,7 @@ from ...evaluate.protocol import Data
 from ...training.batches import Images, Source
 from ...training.loop import Progress, train
 from ...training.recipe import Recipe
-from .. import ending, labels, weights
+from .. import ending, labels, origins, weights
 from ..files import check_suffix, check_writable, write_text
 from ..images import data as datasets
 from ..terminal import Quiet, command, console, progress, versions
@@ -124,6 +124,7 @@ def run(
     half = recipe.stored == "float16"
     if half:  # before the measurements, which are of what is written
         task.model.load_state_dict(weights.halved(task.model.state_dict()))
+    seen = origins.kept([part.x for part in (source.real, source.extra) if part], asked.network.start)
     card = weights.Card(
         name=out.stem,
         kind=task.kind,
@@ -136,8 +137,9 @@ def run(
         measured=task.measure(task.model, test),
         recipe=told,
         versions=versions(),
+        training=origins.told(choice.data, choice.split, seen),
     )
-    card = weights.save(out, task.model, card, half)
+    card = weights.save(out, task.model, card, half, origins.written(seen))
     write_text(out.with_suffix(".csv"), curves.table(history.rows))
     if history.checks:
         write_text(out.with_name(f"{out.stem}-checks.csv"), curves.checks(history.checks))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...classifiers.whitened import WhitenedResNet
+from ...core import memory
 from ...core.errors import UserError, unknown
 from ...core.threat import Linf
 from ...evaluate.protocol import Data
@@ -132,6 +133,8 @@ def _try(model: nn.Module, kind: str, images: Data) -> torch.Tensor:
     try:
         return model(x) if kind == "classifier" else model(x, torch.full((len(x),), model.sigma_max / 2))
     except RuntimeError as e:
+        if memory.lacking(e):
+            raise
         sides = "×".join(map(str, x.shape[2:]))
         raise UserError(
             f"The network cannot take images of {sides}; choose fewer levels, another patch or another network."
