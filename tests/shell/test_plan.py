@@ -1,17 +1,15 @@
 """Whole evaluations by suites: shards, early stops, reviews, exports, and numbers that are withheld."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lustral.evaluate import certificate
 from lustral.evaluate.findings import Finding
-from lustral.shell import comparison, plan, results, review, views
+from lustral.shell import comparison, early, plan, results, review, views
 from lustral.shell.images import data as datasets
 from lustral.shell.ledger import Ledger
 from lustral.shell.options import Resources
@@ -144,15 +142,6 @@ def test_verify_notices_results_that_the_ledger_does_not_give(run, lustral, capf
     assert "does not say what its ledger does" in capfd.readouterr().err
 
 
-def test_what_is_not_a_number_on_both_sides_is_the_same():
-    nan, inf = math.nan, math.inf
-    same = [torch.tensor([1.0, nan, inf]), torch.tensor([])]
-    assert review._gap(same, [t.clone() for t in same]) == 0
-    for other in ([1.0, 2.0, inf], [1.0, nan, 2.0], [nan, nan, inf]):
-        assert review._gap(same, [torch.tensor(other), same[1]]) > 1e9
-    assert review._gap([torch.zeros(2), torch.tensor([nan])], [torch.zeros(2), torch.tensor([1.0])]) > 1e9
-
-
 def test_verify_refuses_what_it_cannot_repeat(run, lustral, capfd):
     stored = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(stored | {"seed": 7}))
@@ -272,21 +261,36 @@ def test_an_unknown_export_is_refused(whole, lustral, capfd):
     assert "exported as .parquet or .json" in capfd.readouterr().err
 
 
-def test_an_early_stop_ends_with_a_narrow_interval_and_fewer_images(lustral, monkeypatch):
+def test_an_early_stop_ends_with_a_narrow_interval_and_fewer_images(lustral, monkeypatch, capfd):
     monkeypatch.setattr(plan, "WAVE", 2)
-    monkeypatch.setattr(plan, "narrow", lambda ledger, system, *_: len(ledger.done(system.name, "worst")) >= 2)
+    monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: len(ids) >= 2)
     assert lustral("evaluate", "run", *SUITE, "--stop_width=0.5") == 0
     found = read("run")
     worst = next(row for row in found["rows"] if row["stage"] == "worst")
     assert worst["images"] == found["data"]["images"] == 2
     assert [worst["low"], worst["high"]] == found["details"]["diffpure"]["sequence"][1:]
+    assert found["stopped_at_width"] == 0.5
+    assert lustral("verify", "run", "--images=1") == 0, "its rule says where it stops"
+    monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: len(ids) > 2)
+    assert lustral("verify", "run", "--images=1") == 2
+    assert "not one that its rule would have stopped there" in capfd.readouterr().err
+
+
+def test_a_run_that_goes_on_after_it_was_broken_off_stops_where_no_image_was_begun_beyond(lustral, monkeypatch):
+    """Or the images of its numbers would be those that happened to be done."""
+    monkeypatch.setattr(plan, "WAVE", 1)
+    monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: len(ids) >= 3)
+    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.5") == 0
+    monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: True)
+    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.9") == 0
+    assert (read("run")["data"]["images"], read("run")["stopped_at_width"]) == (3, 0.5)
 
 
 def test_the_anytime_interval_decides_when_to_stop(whole):
     planned = plan.load(whole, Resources())
     with Ledger(whole / "ledger.sqlite") as ledger:
         for width, narrow in ((1.01, True), (0.05, False)):
-            assert plan.narrow(ledger, planned.systems[0], planned.data.ids.tolist(), width) is narrow
+            assert early.narrow(planned.jobs, ledger, planned.data.ids.tolist(), width) is narrow
 
 
 @pytest.mark.parametrize("options", [["--stop_width=2"], ["--stop_width=0.1", "--shard=1/2"]])
