@@ -49,7 +49,7 @@ def test_shards_that_contradict_each_other_are_not_merged(tmp_path, table):
 
 
 def test_shards_that_say_the_same_twice_are_merged_though_another_compressor_packed_them(tmp_path):
-    one, other = written(tmp_path / "one", chunk([1, 4])), written(tmp_path / "other", chunk([1, 4, 5]))
+    one, other = written(tmp_path / "one", chunk([1, 4])), written(tmp_path / "other", chunk([1, 4]), chunk([5]))
     with sqlite3.connect(other) as db:
         for image, x in db.execute("SELECT image, x FROM candidates").fetchall():
             packed = zlib.compress(zlib.decompress(x), 0)
@@ -218,7 +218,7 @@ def test_what_is_not_a_number_on_both_sides_is_the_same():
 
 def test_parts_of_json_are_alike_up_to_rounding_alone():
     a = {"p": [Probe(1, "step", 1, 0.5, math.nan)], "n": 1, "t": True}
-    b = {"p": [[1, "step", 1, 0.5 + 1e-12, math.nan]], "n": 1, "t": True}
+    b = {"p": [[1, "step", 1, 0.5 + 1e-12, math.nan, 0.0]], "n": 1, "t": True}
     assert sameness.alike(a, b)
-    for other in ({"n": 2}, {"t": 1}, {"p": []}, {"p": [[1, "step", 1, 0.51, math.nan]]}):
+    for other in ({"n": 2}, {"t": 1}, {"p": []}, {"p": [[1, "step", 1, 0.51, math.nan, 0.0]]}):
         assert not sameness.alike(a, b | other)
