@@ -10,8 +10,9 @@ import torch
 from digits import digits, plan
 from lustral.core.noise import Key
 from lustral.shell import runner
-from lustral.shell.ledger import Ledger, Outcomes
+from lustral.shell.ledger import Ledger
 from lustral.shell.options import Resources
+from lustral.shell.tables import Outcomes
 from lustral.shell.terminal import Log
 
 IMAGES, MICRO_BATCH = 9, 8

@@ -9,10 +9,11 @@ import pytest
 
 from lustral.evaluate import certificate
 from lustral.evaluate.findings import Finding
-from lustral.shell import comparison, early, plan, results, review, views
+from lustral.shell import claims, comparison, early, plan, results, review, views
 from lustral.shell.images import data as datasets
 from lustral.shell.ledger import Ledger
 from lustral.shell.options import Resources
+from lustral.shell.run import Run
 from mistakes import OWN
 
 SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--resources.threads=1"]
@@ -366,7 +367,7 @@ def test_an_order_of_attacks_fails_only_where_chance_does_not_explain_it(
     planned, given = plan.load(whole, Resources()), {"bpda": bpda, "exact": exact}
     monkeypatch.setattr(results, "decisions", lambda run, job: dict(enumerate(given.get(job.stage.name, bpda))))
     with Ledger(whole / "ledger.sqlite") as ledger:
-        (claim,) = [c for c in results.ordering(results.Run(ledger, planned.jobs)) if "bpda ≥ exact" in c["claim"]]
+        (claim,) = [c for c in claims.ordering(Run(ledger, planned.jobs)) if "bpda ≥ exact" in c["claim"]]
     assert (claim["holds"], claim["chance"]) == (holds, chance)
 
 

@@ -118,7 +118,9 @@ def _wrong(about: Card) -> str:
     texts = ("name", "kind", "data", "command", "licence", "sha256")
     if other := [name for name in texts if not isinstance(getattr(about, name), str)]:
         return f"{other[0]} must be a text"
-    if other := [name for name in ("architecture", "measured", "recipe", "versions", "training") if not _named(about, name)]:
+    if other := [
+        name for name in ("architecture", "measured", "recipe", "versions", "training") if not _named(about, name)
+    ]:
         return f"{other[0]} must be an object"
     image = about.image
     if not isinstance(image, list) or len(image) != 3 or not all(type(n) is int and 0 < n <= SIDE for n in image):

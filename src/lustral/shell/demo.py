@@ -12,6 +12,7 @@ from . import build, folder, memory, origins, results, runner, standard, views
 from .images import data as datasets
 from .ledger import Ledger
 from .options import Classification, Purification, Resources, Search
+from .run import Run
 from .terminal import command
 
 EPS = 3 / 16
@@ -117,7 +118,7 @@ def finish(out: Path, jobs: list[Job], curves: dict, data, key: Key, seed: int, 
         for job in jobs:
             place = curves.get((job.system.name, job.stage.name))
             if place is not None:
-                line = results.row(results.Run(ledger, [job]), job) | {"group": place[0], "x": place[1]}
+                line = results.row(Run(ledger, [job]), job) | {"group": place[0], "x": place[1]}
                 line["system"] = line["system"].partition(",")[0]
                 found["rows"].append(line)
         found["rows"] += [

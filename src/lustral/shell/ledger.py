@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,35 +23,7 @@ from ..evaluate.protocol import Chunk, Data, Standing, standings
 from ..evaluate.witness import Probe
 from . import growth, stored, tables
 from .files import saying
-from .tables import floats, logits_of, marks, packed, raw, taken, unpacked
-
-
-class Outcomes(NamedTuple):
-    """What a ledger holds of one (system, stage), in the order of image ids.
-
-    ``loss`` and ``wrong`` [n] are the attack's own view of its candidates; ``losses`` and ``wrongs`` hold a row per
-    image of all its looks, [looks] each, in order.
-    """
-
-    ids: Tensor
-    y: Tensor
-    logits: Tensor
-    distance: Tensor
-    repaired: Tensor
-    x: Tensor
-    distance_8bit: Tensor
-    loss: Tensor
-    wrong: Tensor
-    losses: list[np.ndarray]
-    wrongs: list[np.ndarray]
-
-
-class Cost(NamedTuple):
-    """Totals of one (system, stage): seconds, and rows through its networks."""
-
-    seconds: float
-    forward: int
-    backward: int
+from .tables import Cost, Outcomes, floats, logits_of, marks, packed, raw, taken, unpacked
 
 
 class Ledger:

@@ -10,10 +10,13 @@ from ..core.spec import digest
 from ..core.vote import Single
 from ..evaluate import metrics
 from ..evaluate.findings import Evidence, findings, withheld
-from ..evaluate.findings.base import RED, Seen, gap
+from ..evaluate.findings.base import Seen
 from ..evaluate.protocol import Job, decided
 from ..evaluate.published import published
-from .ledger import Ledger, Outcomes
+from .claims import ordering, paired
+from .ledger import Ledger
+from .run import Run, decisions
+from .tables import Outcomes
 
 FOLDS = (5, 10)
 NOTES = [
@@ -28,38 +31,6 @@ NOTES = [
     "Forward and backward count the rows through the purifier's network (the classifier where there is none), "
     "recomputation included.",
 ]
-
-
-class Run:
-    """The jobs of a run and what the ledger holds of them, read once; ``order``: image ids, shuffled."""
-
-    def __init__(self, ledger: Ledger, jobs: Sequence[Job], order: Sequence[int] = ()):
-        self.ledger, self.order = ledger, order
-        self.jobs = [job for job in jobs if ledger.done(job.system.name, job.stage.name)]
-        self._of: dict[str, dict[str, Job]] = {}
-        for job in self.jobs:
-            self._of.setdefault(job.system.name, {})[job.stage.name] = job
-        self._found: dict[tuple[str, str], Outcomes] = {}
-
-    def outcomes(self, job: Job) -> Outcomes:
-        name = job.system.name, job.stage.name
-        if name not in self._found:
-            found = self.ledger.outcomes(*name)  # of which all images together may not fit into memory
-            self._found[name] = found._replace(x=found.x[:0].clone())
-        return self._found[name]
-
-    def of(self, system: str) -> dict[str, Job]:
-        return self._of[system]
-
-    def last(self, system: str) -> Job:
-        """The stage that speaks for a system: the worst case, the exact attack, else its last attack, else its last."""
-        stages = self.of(system)
-        attacked = [job for job in stages.values() if job.stage.attack is not None and job.stage.name != "null"]
-        return stages.get("worst") or stages.get("exact") or (attacked or [*stages.values()])[-1]
-
-    @property
-    def systems(self) -> list[str]:
-        return list(self._of)
 
 
 def results(ledger: Ledger, jobs: Sequence[Job], *, order: Sequence[int], **shown) -> dict:
@@ -306,78 +277,3 @@ def seen(found: Outcomes, job: Job) -> Seen:
         found.logits.shape[1],
         len(decided.unique()),
     )
-
-
-ORDER = (
-    ("blind", "bpda", "exact"),
-    ("bpda", "exact"),
-    ("exact", "fixed"),
-    ("exact", "known init", "fixed"),
-    ("exact", "known step", "fixed"),
-    ("null", "exact"),
-)
-"""Stages whose attackers know ever more, or try ever harder."""
-
-
-def ordering(run: Run) -> list[dict]:
-    """The claims that a sound evaluation must show, on the images that faced all of a claim's stages (alarm 22).
-
-    A claim fails where chance does not explain it; ``chance`` where it does explain that an accuracy rises.
-    """
-    claims = []
-    for system in run.systems:
-        stages = run.of(system)
-        present = [names for names in ORDER if all(name in stages for name in names)]
-        longest = [names for names in present if not any(set(names) < set(others) for others in present)]
-        claims += [claim for names in longest if (claim := _claim(run, system, [stages[name] for name in names]))]
-    return claims
-
-
-def _claim(run: Run, system: str, jobs: Sequence[Job]) -> dict | None:
-    right = [decisions(run, job) for job in jobs]
-    common = sorted(set.intersection(*(set(shares) for shares in right)))
-    if not common:
-        return None
-    shares = torch.tensor([[each[image] for image in common] for each in right], dtype=torch.float64)
-    risen = [found for found in map(gap, shares[:-1] - shares[1:]) if found.value < 0]
-    holds = all(found.below >= RED for found in risen)
-    return {
-        "system": system,
-        "claim": " ≥ ".join(job.stage.name for job in jobs),
-        "values": shares.mean(dim=1).tolist(),
-        "holds": holds,
-        "chance": bool(risen) and holds,
-        "images": len(common),
-    }
-
-
-def decisions(run: Run, job: Job) -> dict[int, float]:
-    """The share of right decisions on every image of a stage."""
-    found = run.outcomes(job)
-    right = metrics.voted(found.logits, found.y, job.system.defence.vote).double().mean(dim=1)
-    return dict(zip(found.ids.tolist(), right.tolist(), strict=True))
-
-
-def paired(run: Run) -> list[dict]:
-    """The baseline and every other system on the same images under their last stage: McNemar's test, the difference.
-
-    The baseline is the first system without a purifier, or the first of all. `lustral compare` pairs any two of runs.
-    """
-    last = {name: run.of(name).get("worst") or run.of(name).get("exact") for name in run.systems}
-    jobs = [job for job in last.values() if job is not None]
-    if not jobs:
-        return []
-    baseline = next((job for job in jobs if job.system.defence.purifier is None), jobs[0])
-    pairs = ((job, _pair(run, baseline, job)) for job in jobs if job is not baseline)
-    return [{"a": baseline.system.name, "b": job.system.name} | line for job, line in pairs if line]
-
-
-def _pair(run: Run, *jobs: Job) -> dict | None:
-    """Two stages on the images that both faced: shares of right decisions, none of an image that an attack had won."""
-    shares = [dict.fromkeys(decided(job, run.ledger), 0.0) | decisions(run, job) for job in jobs]
-    common = sorted(set.intersection(*map(set, shares)))
-    if not common:
-        return None
-    a, b = (torch.tensor([each[image] for image in common], dtype=torch.float64) for each in shares)
-    line = {"stage": jobs[0].stage.name, "images": len(common), **metrics.mcnemar(a > 0.5, b > 0.5)._asdict()}
-    return line | {"difference": list(metrics.bootstrap(a - b)), "p_flip": metrics.flipped(a - b)}

@@ -15,10 +15,11 @@ from ..core.spec import differences
 from ..core.threat import Threat
 from ..evaluate import judge, sizes
 from ..evaluate.protocol import Data, Job, System, decided, shuffled, worst_candidates
-from . import build, early, folder, plan, results, runner, sameness, views
+from . import build, early, folder, plan, runner, sameness, views
 from .ledger import Ledger
 from .options import Resources
 from .report import render
+from .run import Run
 from .scratch import unkept
 
 
@@ -67,7 +68,7 @@ def hold(place: Path, planned: Runnable, fold: Fold, images: int, resources: Res
                 sameness.probes(system, ledger, again, chosen)
             if suite := sizes.named(stored.get("suite")):
                 runner.certify_all(planned.systems, data, planned.threat, planned.key, again, resources, suite)
-                run = results.Run(ledger, jobs)
+                run = Run(ledger, jobs)
                 for system in planned.systems:
                     sameness.certificate(run, system, again)
     return _said(chosen, counts, finished)

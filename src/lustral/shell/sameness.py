@@ -13,7 +13,9 @@ from ..evaluate.findings import findings
 from ..evaluate.protocol import Data, Job, System
 from ..evaluate.witness import Probe
 from . import results
-from .ledger import Ledger, Outcomes
+from .ledger import Ledger
+from .run import Run
+from .tables import Outcomes
 
 TOLERANCE = 1e-3
 """The largest difference that another machine's rounding may make, beside the size of what differs."""
@@ -102,7 +104,7 @@ def _probes(by_stage: dict[str, list[Probe]], chosen: set[int]) -> dict[tuple, P
     return {(stage, *probe[:3]): probe for stage, probe in every if probe.image in chosen}
 
 
-def certificate(run: results.Run, system: System, again: Ledger) -> None:
+def certificate(run: Run, system: System, again: Ledger) -> None:
     """Refuses a certificate whose numbers are not those that were measured again, or that says something else."""
     kept, found = run.ledger.certificate(system.name), again.certificate(system.name)
     said = results.evidence(run, system.name)

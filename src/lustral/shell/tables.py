@@ -6,6 +6,7 @@ import re
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +48,34 @@ KEYS = {
     "probes": "system, stage, image, kind, look",
     "certificates": "system",
 }
+
+
+class Outcomes(NamedTuple):
+    """What a ledger holds of one (system, stage), in the order of image ids.
+
+    ``loss`` and ``wrong`` [n] are the attack's own view of its candidates; ``losses`` and ``wrongs`` hold a row per
+    image of all its looks, [looks] each, in order.
+    """
+
+    ids: Tensor
+    y: Tensor
+    logits: Tensor
+    distance: Tensor
+    repaired: Tensor
+    x: Tensor
+    distance_8bit: Tensor
+    loss: Tensor
+    wrong: Tensor
+    losses: list[np.ndarray]
+    wrongs: list[np.ndarray]
+
+
+class Cost(NamedTuple):
+    """Totals of one (system, stage): seconds, and rows through its networks."""
+
+    seconds: float
+    forward: int
+    backward: int
 
 
 def check(db: sqlite3.Connection) -> None:

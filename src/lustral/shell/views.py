@@ -10,7 +10,7 @@ from ..core.kernel import trace
 from ..core.noise import Key
 from ..evaluate.protocol import Data, Job
 from .ledger import Ledger
-from .results import Run, decisions
+from .run import Run, decisions
 
 SHOWN = 8
 
