@@ -25,7 +25,8 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks import store
-from lustral.shell.cli import INTERRUPTED, main
+from lustral.shell.cli import main
+from lustral.shell.exits import INTERRUPTED
 from lustral.shell.images import data, download
 from lustral.shell.trainer import fit
 

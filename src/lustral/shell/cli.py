@@ -3,14 +3,13 @@
 import os
 import signal
 import sys
-from argparse import ArgumentError
 from pathlib import Path
 
 from jsonargparse import auto_cli, set_parsing_settings
 
 from .. import __version__
 from ..core.errors import UserError
-from . import names, streams
+from . import exits, names, streams
 from .finished import compare, detect, export, merge, plot, report, verify_run
 from .networks import get_data, measure_reference, train
 from .options import (
@@ -27,7 +26,7 @@ from .options import (
     StageName,
     ThreatModel,
 )
-from .parser import Parser, plainly, spelt
+from .parser import Parser, spelt
 
 
 def demo(
@@ -268,8 +267,6 @@ def show_one(name: str) -> None:
         show.card(cards.card(cards.find(name)))
 
 
-INTERRUPTED = 130
-RESUMING = {"demo", "data", "train", "evaluate", "tune"}
 DESCRIPTION = "Lustral cleans attacked images before a classifier sees them, and measures honestly how much that helps."
 # Functions here must not bear a name of the lazy façade: the parser would look it up there and load torch for --help.
 COMMANDS = {
@@ -310,41 +307,20 @@ def main(args: list[str] | None = None) -> int:
     try:
         try:
             auto_cli(asked, args=spelt(given), exit_on_error=False, parser_class=Parser, **told)
-        finally:  # --help ends in SystemExit
+        except SystemExit:  # --help and --version
             streams.finish()
-    except UserError as e:
-        # of several processes with the same mistake, one says it
-        return _say(e, 2) if os.environ.get("RANK", "0") == "0" else 2
-    except UnicodeDecodeError as e:
-        return _say(f"A file that should be text is not in UTF-8 ({e.reason}); save it as UTF-8.", 2)
-    except ArgumentError as e:
-        return _say(plainly(str(e), given), 2)
-    except OSError as e:
-        if e.filename is None:  # of files, errors have a name
-            streams.give_up()
-            return _say(f"Cannot write what this command says ({_reason(e)}); what it wrote to files is there.", 1)
-        return _say(f"{e.filename}: {_reason(e)}; free some space, or choose another place.", 2)
-    except (RuntimeError, MemoryError) as e:
-        from ..core import memory
-
-        if not memory.lacking(e):
             raise
-        reason = next(iter(str(e).splitlines()), "none is left")
-        return _say(f"There is not enough memory ({reason}); choose a smaller batch.", 2)
-    except KeyboardInterrupt as e:
-        kept = f"{str(e) or 'what its folder holds is kept'}, and the same command goes on from there."
-        said = kept if RESUMING & set(given[:1]) else "the same command starts from the beginning."
-        return _say(f"interrupted; {said}", INTERRUPTED)
+        streams.finish()
+    except exits.EXPLAINED as e:
+        found = exits.explained(e, given)
+        if found is None:
+            raise
+        said, code = found
+        # of several processes with the same mistake, one says it
+        if not isinstance(e, UserError) or os.environ.get("RANK", "0") == "0":
+            streams.say(f"lustral: {said}")
+        return code
     return 0
-
-
-def _say(what: object, code: int) -> int:
-    streams.say(f"lustral: {what}")
-    return code
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def entry() -> None:
@@ -352,6 +328,6 @@ def entry() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     streams.prepare()
     code = main()
-    if code == INTERRUPTED:  # a batch that still runs in a thread would hold the process until it ends
+    if code == exits.INTERRUPTED:  # a batch that still runs in a thread would hold the process until it ends
         os._exit(code)
     sys.exit(code)

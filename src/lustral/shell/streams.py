@@ -40,7 +40,13 @@ class Screen(Console):
 
 
 def prepare() -> None:
-    """Makes standard output and error take any text, and says errors that nobody caught in plain lines."""
+    """Makes standard output and error take any text, and says errors that nobody caught in plain lines.
+
+    Where a stream is closed its descriptor is taken, or the next file would get it and what libraries say with it.
+    """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(free)
     codecs.register_error(REPLACED, _closest)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
