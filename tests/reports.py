@@ -82,7 +82,7 @@ def row(system: str, stage: str, accuracy: float, group: str = "main", x: float 
         "draws": 20, "vote": "mean softmax of 4", "accuracy": accuracy, "low": max(0, accuracy - 0.1),
         "high": min(1, accuracy + 0.08), "single_draw": [0.6, 0.5, 0.69], "worst_of": {"5": 0.52},
         "majority_of": {"5": 0.74}, "mean_logit_of": {"5": 0.76}, "null": 0.93, "seconds": 12.34, "forward": 1234567,
-        "backward": 65432, "repaired": 3, "max_distance": 0.1874,
+        "backward": 65432, "repaired": 3, "max_distance": 0.1874, "attacked": changes.get("images", 100),
     } | changes  # fmt: skip
 
 

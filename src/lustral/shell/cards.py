@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import UserError, unknown
 from . import transport
-from .files import cache, reading, write_text
+from .files import cache, parsed, write_text
 
 LONGEST, HEAVIEST = 2**20, 16
 """Bytes of a card, and of its weights for each parameter: eight, and buffers besides."""
@@ -102,14 +102,14 @@ def _fetched(address: str) -> Path:
 def card(path: Path) -> Card:
     """The card beside a weights file."""
     place = path.with_suffix(".json")
-    with reading(place):
-        text = place.read_bytes()
     try:
-        found = Card(**json.loads(text))
+        found = Card(**parsed(place))
         if wrong := _wrong(found):
             raise TypeError(wrong)
         return found
-    except (ValueError, TypeError, RecursionError) as e:
+    except (ValueError, TypeError) as e:
+        if isinstance(e, UserError):
+            raise
         raise UserError(f"{place} is no card of this version of Lustral ({e}); train again or mend it.") from e
 
 

@@ -14,16 +14,22 @@ from .options import Evaluation
 from .parser import Parser
 
 
+def parser() -> Parser:
+    """What reads the options of an evaluation."""
+    made = Parser(exit_on_error=False)
+    made.add_function_arguments(evaluate, skip={"out"})
+    return made
+
+
 def read(path: Path) -> Evaluation:
     """The evaluation that a file describes; what it leaves out is as on the command line."""
-    parser = Parser(exit_on_error=False)
-    parser.add_function_arguments(evaluate, skip={"out"})
+    reader = parser()
     with reading(path):
         text = path.read_text(encoding="utf-8")
     try:
-        said = parser.parse_string(text)
+        said = reader.parse_string(text)
         limits.check(said)
-        said = parser.instantiate(said)
+        said = reader.instantiate(said)
     except ArgumentError as e:
         raise UserError(f"{path} is no configuration for `lustral evaluate`: {' '.join(str(e).split())}") from e
     return Evaluation(**{field.name: said[field.name] for field in fields(Evaluation) if field.name in said})

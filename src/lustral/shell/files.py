@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import stat
 import sys
@@ -9,9 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import UserError
 from . import scratch
+
+LARGEST_JSON = 2**28
 
 
 def cache(kind: str) -> Path:
@@ -62,6 +66,25 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically; bytes of names that are no text are spelt out, as JSON and people read them."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def parsed(path: Path) -> Any:
+    """The content of a JSON file; ValueError says what is wrong with it: no text, no JSON, nested without end."""
+    with reading(path):
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"more than {LARGEST_JSON >> 20} MiB")
+        content = path.read_text(encoding="utf-8")
+    try:
+        found = json.loads(content, parse_constant=_refuse)
+        if "\\u" in content:  # half of a character, which no file can be given
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError as e:
+        raise ValueError("nested too deep") from e
+    return found
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def checksum(path: Path, algorithm: str) -> str:
