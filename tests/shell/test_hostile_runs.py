@@ -1,4 +1,4 @@
-"""results.json and run.json that are no such thing: one sentence that names the file, from every command that reads it."""
+"""What a run folder says may be anything: commands that read it end with a sentence, or go on where it is harmless."""
 
 import json
 from pathlib import Path

@@ -109,7 +109,7 @@ def test_verify_runs_images_again_and_finds_the_same(whole, lustral, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("UPDATE draws SET logits = (SELECT logits FROM draws WHERE draw = 3 LIMIT 1)", "The ledger differs at"),
+        ("UPDATE draws SET logits = (SELECT logits FROM draws WHERE draw = 3 LIMIT 1)", "where it never was"),
         ("DELETE FROM candidates WHERE stage = 'null' AND image % 2 = 0", "its ledger lacks stages of 2 images"),
         ("UPDATE candidates SET x = (SELECT x FROM candidates WHERE stage = 'clean' LIMIT 1)", "The ledger differs at"),
         ("UPDATE candidates SET wrongs = losses WHERE stage = 'exact'", "The ledger differs at diffpure, exact"),
@@ -156,9 +156,14 @@ def test_verify_checks_the_finished_images_of_an_unfinished_run(run, lustral, ca
         kept = max(ledger.done("diffpure", "worst"))
         for table in ("candidates", "draws"):
             ledger._db.execute(f"DELETE FROM {table} WHERE stage = 'worst' AND image != ?", (kept,))
-    (run / "results.json").unlink()
+        for row in ledger.probes("diffpure")["worst"]:
+            if row.image != kept:
+                ledger._db.execute("DELETE FROM probes WHERE stage = 'worst' AND image = ?", (row.image,))
+    for name in ("results.json", "pictures.npz", "report.html"):
+        (run / name).unlink()
     assert lustral("verify", str(run), "--images=4") == 0
-    assert f"Verified images {kept}:" in capsys.readouterr().out
+    assert f"Verified images {kept}:" in (said := capsys.readouterr().out)
+    assert "not finished, so nothing is said of its numbers" in said
 
 
 @pytest.mark.parametrize("options", [["--resources.batch=0"], ["--resources.threads=-1"], ["--resources.device=tpu"]])

@@ -326,7 +326,7 @@ class Ledger:
         return Cost(seconds, int(forward), int(backward))
 
     def digest(self) -> str:
-        """A hash of the run's identity and of all that its rows and findings are made of, seconds apart."""
+        """A hash of the run's identity and of all that its numbers and findings are made of (``tables.evidence``)."""
         h = hashlib.sha256(digest(self.spec()).encode())
         with self._saying():
             for row in tables.evidence(self._db):

@@ -64,11 +64,11 @@ def hold(place: Path, planned: Runnable, fold: Fold, images: int, resources: Res
             chosen = set(secrets.SystemRandom().sample(sorted(done), min(images, len(done))))
             runner.execute(jobs, data, planned.key, again, resources, chosen)
             counts = [sameness.stage(job, data, ledger, again, chosen) for job in jobs]
+            run = Run(ledger, jobs)
             for system in planned.systems:
-                sameness.probes(system, ledger, again, chosen)
+                sameness.probes(run, system, again, chosen)
             if suite := sizes.named(stored.get("suite")):
                 runner.certify_all(planned.systems, data, planned.threat, planned.key, again, resources, suite)
-                run = Run(ledger, jobs)
                 for system in planned.systems:
                     sameness.certificate(run, system, again)
     return _said(chosen, counts, finished)

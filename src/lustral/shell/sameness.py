@@ -39,7 +39,7 @@ def stage(job: Job, data: Data, stored: Ledger, again: Ledger, chosen: set[int])
     if far:
         raise UserError(f"The ledger differs at {where}, image {far[0]}, by {gaps[far[0]]:.1e}.")
     costs = [ledger.cost(*place) for ledger in (stored, again)]
-    if costs[1].forward > costs[0].forward or costs[1].backward > costs[0].backward:
+    if costs[1].backward > min(costs[0][1:]):  # whatever went back went forward too, with less memory more often
         raise UserError(f"The ledger differs at {where}: it names fewer network rows than some of its images cost.")
     return sum(len(new[image]["logits"]) for image in gaps), max(gaps.values())
 
@@ -88,20 +88,34 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float(apart.nan_to_num(math.inf, math.inf).max()) if len(apart) else 0.0
 
 
-def probes(system: System, stored: Ledger, again: Ledger, chosen: set[int]) -> None:
+def probes(run: Run, system: System, again: Ledger, chosen: set[int]) -> None:
     """Refuses what the witness did not see so, of the chosen images."""
-    kept, found = (_probes(ledger.probes(system.name), chosen) for ledger in (stored, again))
+    kept, found = (_probes(ledger.probes(system.name), chosen) for ledger in (run.ledger, again))
     if kept.keys() != found.keys():
         first = sorted(kept.keys() ^ found.keys())[0]
         raise UserError(f"The ledger differs at {system.name}, {first[0]}, image {first[1]}: its probes are others.")
+    sizes = {stage: _size(run.outcomes(job).logits) for stage, job in run.of(system.name).items()}
     for place, one in kept.items():
-        if not alike(list(one[3:]), list(found[place][3:]), COARSE):
+        size = sizes[place[0]]
+        if not alike(_off(one, size), _off(found[place], size), (0.0, PROBED)):
             raise UserError(f"The ledger differs at {system.name}, {place[0]}, image {place[1]}, in a probe.")
+
+
+PROBED = 0.1
+"""By how much another machine's rounding may change how far a prediction is off, of which the better length counts."""
 
 
 def _probes(by_stage: dict[str, list[Probe]], chosen: set[int]) -> dict[tuple, Probe]:
     every = ((stage, probe) for stage, some in by_stage.items() for probe in some)
     return {(stage, *probe[:3]): probe for stage, probe in every if probe.image in chosen}
+
+
+def _off(probe: Probe, size: float) -> float:
+    """How far what was measured is from what was predicted, beside them; changes of rounding's size count as none."""
+    off = probe.measured - probe.predicted
+    if probe.kind in ("asked", "later", "across"):  # which are measured beside something already
+        return off
+    return off / max(abs(probe.measured), abs(probe.predicted), 1e-4 * size)
 
 
 def certificate(run: Run, system: System, again: Ledger) -> None:

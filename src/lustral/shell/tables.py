@@ -98,16 +98,14 @@ def upgrade(db: sqlite3.Connection) -> None:
 def evidence(db: sqlite3.Connection) -> Iterator[tuple]:
     """All rows that a run's digest covers, in a fixed order.
 
-    Seconds are no part of it: nobody can measure them again.
+    Seconds are no part of it, nor rows forward, of which there are more where less memory has more recomputed.
     """
     there = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
     for table, columns in CONTENTS.items():
         for row in db.execute(f"SELECT {columns} FROM {table} ORDER BY {KEYS[table]}") if table in there else ():
             # compressors of other builds may pack the same image otherwise
             yield (table, *row[:-1], inflated(*row[-2:]) if table == "candidates" else row[-1])
-    for row in db.execute(
-        "SELECT system, stage, SUM(images), SUM(forward), SUM(backward) FROM costs GROUP BY 1, 2 ORDER BY 1, 2"
-    ):
+    for row in db.execute("SELECT system, stage, SUM(images), SUM(backward) FROM costs GROUP BY 1, 2 ORDER BY 1, 2"):
         yield ("costs", *row)
 
 
