@@ -1,4 +1,4 @@
-"""``lustral controls --thorough``: every cheat and honest systems of every kind, with the verdicts that they must get."""
+"""``lustral controls --thorough``: every cheat, and honest systems of every kind, each with its verdict."""
 
 import pytest
 from benchmarks import controls as measuring
