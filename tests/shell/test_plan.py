@@ -370,7 +370,7 @@ def test_an_order_of_attacks_fails_only_where_chance_does_not_explain_it(
     bpda, exact, holds, chance, whole, monkeypatch
 ):
     planned, given = plan.load(whole, Resources()), {"bpda": bpda, "exact": exact}
-    monkeypatch.setattr(results, "decisions", lambda run, job: dict(enumerate(given.get(job.stage.name, bpda))))
+    monkeypatch.setattr(claims, "decisions", lambda run, job: dict(enumerate(given.get(job.stage.name, bpda))))
     with Ledger(whole / "ledger.sqlite") as ledger:
         (claim,) = [c for c in claims.ordering(Run(ledger, planned.jobs)) if "bpda ≥ exact" in c["claim"]]
     assert (claim["holds"], claim["chance"]) == (holds, chance)

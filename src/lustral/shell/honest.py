@@ -110,7 +110,7 @@ MORE_HONEST = {
     "ADDT": _shipped(denoiser="digits-addt", steps=3),
     "SSNI": _shipped(ssni="logistic", steps=3),
     "AGDM, weight 1": _shipped(method="agdm", steps=3, class_weight=1.0),
-    # The gradient of a guide of ReLUs jumps, and so does what it guides: with much of it, no gradient tells the change.
+    # Its gradient is exact and tells no step: probably since the gradient of a guide of ReLUs, which guides it, jumps.
     "AGDM, weight 100": replace(_shipped(method="agdm", steps=3), expected=("followed-gradient", "path-integral")),
 }
 """Those of ``--thorough``."""

@@ -139,7 +139,8 @@ def detection(seen: list["Seen"]) -> None:
 def controls(found: list["Caught"]) -> bool:
     """What caught each control; whether all are as they must be."""
     for control in found:
-        by = ", ".join(control.red) or "no red finding"
+        unseen = "not seen by this suite, where a page without red is no evidence"
+        by = ", ".join(control.red) or (unseen if control.unseen else "no red finding")
         line(f"{'as it must be' if control.holds else 'WRONG'}: {control.name}: {by}")
     wrong = sum(not control.holds for control in found)
     line(f"{wrong} of {len(found)} controls are WRONG." if wrong else f"All {len(found)} controls are as they must be.")
