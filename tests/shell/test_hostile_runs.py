@@ -1,4 +1,4 @@
-"""results.json and run.json that are no such thing: one sentence that names the file, from every command that reads it."""
+"""results.json and run.json that are no such thing: every command that reads them says so in one sentence."""
 
 import json
 from pathlib import Path
@@ -66,8 +66,8 @@ def test_options_of_a_run_that_are_damaged_are_said_to_be(lustral, tmp_path, tre
     assert lustral(*evaluate("--stages=[clean]")) == 0
     kept = json.loads(Path("run/run.json").read_text())
     others = [kept | change for change in ({"images": "two"}, {"purification": []}, {"draws": 10**12}, {"stages": 5})]
-    others += [kept | {"systems": {"a": 1}}, kept | {"search": {"steps": 10**12}}, {}]
+    others += [kept | {"systems": {"a": 1}}, kept | {"search": {"steps": 10**12}}]
     for content in (*BROKEN.values(), *map(json.dumps, others)):
         text("run/run.json", content)
-        for command in (["verify", "run", "--images=1"], ["detect", "run"], ["merge", "whole", "run"]):
+        for command in (["verify", "run", "--images=1"], ["detect", "run"], ["merge", "whole", "[run]"]):
             check(command, ["run/run.json"], lustral, tmp_path, tree, capfd)
