@@ -66,7 +66,7 @@ def test_options_of_a_run_that_are_damaged_are_said_to_be(lustral, tmp_path, tre
     assert lustral(*evaluate("--stages=[clean]")) == 0
     kept = json.loads(Path("run/run.json").read_text())
     others = [kept | change for change in ({"images": "two"}, {"purification": []}, {"draws": 10**12}, {"stages": 5})]
-    others += [kept | {"systems": {"a": 1}}, kept | {"search": {"steps": 10**12}}]
+    others += [kept | {"systems": {"a": 1}}, kept | {"search": {"steps": 10**12}}, {}]
     for content in (*BROKEN.values(), *map(json.dumps, others)):
         text("run/run.json", content)
         for command in (["verify", "run", "--images=1"], ["detect", "run"], ["merge", "whole", "[run]"]):
