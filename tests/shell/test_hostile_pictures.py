@@ -126,6 +126,7 @@ def test_what_is_no_file_is_refused_unread(make: Callable, name, lustral, tmp_pa
 
     before = open
     monkeypatch.setattr("builtins.open", unread)
+    monkeypatch.setattr("io.open", unread)
     monkeypatch.setattr("PIL.Image.open", unread)
     picture("a.png")
     Path("card.safetensors").touch()
