@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from lustral.shell import scratch
+from lustral.shell.cli import main
 from lustral.shell.files import write_text
+from lustral.shell.images.pictures import pairs
+from mistakes import picture
 
 KILLED = """
 import os, signal, sys
@@ -63,3 +66,15 @@ def test_what_lives_or_is_not_ours_stays(tmp_path):
         (tmp_path / name).touch()
     scratch.sweep.__wrapped__(tmp_path)
     assert names(tmp_path) == others
+
+
+def test_what_a_killed_process_left_is_no_input_and_moves_no_noise(killed, tmp_path):
+    kept, _ = killed
+    for name in ("a.png", "b.png"):
+        picture(str(kept / name))
+    left = (names(kept) - {"a.png", "b.png"}).pop()
+    assert left.startswith(".")
+    assert [path.name for path, _ in pairs(kept, tmp_path / "out")] == ["a.png", "b.png"]
+    assert main(["purify", str(kept), str(kept), "--purification.steps=1"]) == 2, "not over its input"
+    write_text(kept / "c.txt", "whole")
+    assert names(kept) == {"a.png", "b.png", "c.txt"}

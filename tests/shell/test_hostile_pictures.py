@@ -1,9 +1,12 @@
 """Pictures that are something else, or more than they seem: refused in a sentence before they cost anything."""
 
+import io
 import os
+import resource
 import socket
 import struct
 import subprocess
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +126,7 @@ def test_what_is_no_file_is_refused_unread(make: Callable, name, lustral, tmp_pa
 
     before = open
     monkeypatch.setattr("builtins.open", unread)
+    monkeypatch.setattr("io.open", unread)
     monkeypatch.setattr("PIL.Image.open", unread)
     picture("a.png")
     Path("card.safetensors").touch()
@@ -146,3 +150,45 @@ def test_a_link_that_leads_to_itself_is_named(name, lustral, tmp_path, tree, cap
     Path("card.safetensors").touch()
     Path(name).symlink_to(name)
     check(READERS[name], [f"Cannot read {name}"], lustral, tmp_path, tree, capfd)
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+def bomb() -> None:
+    """Two GiB of zeros in two megabytes, written a part at a time."""
+    archive = zipfile.ZipFile("in.npz", "w", zipfile.ZIP_DEFLATED)
+    with archive, archive.open("x.npy", "w", force_zip64=True) as member:
+        member.write(npy_header((2**31,)))
+        for _ in range(2**31 // 2**24):
+            member.write(bytes(2**24))
+
+
+def many() -> None:
+    with zipfile.ZipFile("in.npz", "w") as archive:
+        for i in range(1_001):
+            archive.writestr(f"{i}.npy", npy_header((0,)))
+
+
+def promise() -> None:
+    with zipfile.ZipFile("in.npz", "w") as archive:
+        archive.writestr("x.npy", npy_header((2**40,)))
+
+
+def no_array() -> None:
+    with zipfile.ZipFile("in.npz", "w") as archive:
+        archive.writestr("x.npy", b"hello")
+
+
+ARCHIVES = {bomb: "far more than it is", many: "1,001 arrays", promise: "damaged", no_array: "damaged"}
+
+
+@pytest.mark.parametrize(("make", "word"), ARCHIVES.items(), ids=[make.__name__ for make in ARCHIVES])
+def test_an_archive_of_arrays_is_not_unpacked_to_more_than_it_can_hold(make, word, lustral, tmp_path, tree, capfd):
+    make()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check(READERS["in.npz"], ["in.npz", word], lustral, tmp_path, tree, capfd)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19

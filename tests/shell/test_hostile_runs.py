@@ -1,4 +1,4 @@
-"""What a run folder says may be anything: commands that read it end with a sentence, or go on where it is harmless."""
+"""results.json and run.json that are no such thing: every command that reads them says so in one sentence."""
 
 import json
 from pathlib import Path
@@ -69,5 +69,5 @@ def test_options_of_a_run_that_are_damaged_are_said_to_be(lustral, tmp_path, tre
     others += [kept | {"systems": {"a": 1}}, kept | {"search": {"steps": 10**12}}, {}]
     for content in (*BROKEN.values(), *map(json.dumps, others)):
         text("run/run.json", content)
-        for command in (["verify", "run", "--images=1"], ["detect", "run"], ["merge", "whole", "run"]):
+        for command in (["verify", "run", "--images=1"], ["detect", "run"], ["merge", "whole", "[run]"]):
             check(command, ["run/run.json"], lustral, tmp_path, tree, capfd)

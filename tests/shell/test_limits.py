@@ -24,6 +24,13 @@ CONFIGURATIONS = {
         ["--systems.mine.purification.steps is at most 10,000"],
     ),
 }
+CONFIGURATIONS |= {
+    f"an empty {group}": (
+        f"images: 2\n{group}:\n",
+        [f"{group} is a group of options; say one of them, or leave it out"],
+    )
+    for group in ("purification", "classification", "threat", "search", "resources")
+}
 
 
 @pytest.mark.parametrize(("said", "words"), CONFIGURATIONS.values(), ids=CONFIGURATIONS)

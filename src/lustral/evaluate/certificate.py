@@ -16,6 +16,7 @@ from ..attacks.apgd import APGD
 from ..attacks.gradients import Gradient, Selection, bpda, exact
 from ..attacks.losses import margin
 from ..attacks.pgd import RandomSign
+from ..core import memory
 from ..core.adjoint import Checkpointed, Direct
 from ..core.errors import UserError
 from ..core.inference import differentiable
@@ -154,10 +155,9 @@ def in_float64(defence: Defence, data: Data, key: Key) -> dict:
     try:
         with rounding:
             found = finite_difference(defence, data, key)
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, RuntimeError):  # a part of it is still float32, which torch says in many ways
-        pass
+    except (TypeError, RuntimeError) as e:  # a part of it is still float32, which torch says in many ways
+        if memory.lacking(e):
+            raise
     return {"finite_difference": found, "rounds": rounding.seen}
 
 

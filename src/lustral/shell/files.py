@@ -75,12 +75,9 @@ def parsed(path: Path) -> Any:
             raise ValueError(f"more than {LARGEST_JSON >> 20} MiB")
         content = path.read_text(encoding="utf-8")
     try:
-        found = json.loads(content, parse_constant=_refuse)
-        if "\\u" in content:  # half of a character, which no file can be given
-            json.dumps(found, ensure_ascii=False).encode()
+        return json.loads(content, parse_constant=_refuse)
     except RecursionError as e:
         raise ValueError("nested too deep") from e
-    return found
 
 
 def _refuse(name: str) -> None:

@@ -17,6 +17,7 @@ MOST = {
 }
 """By an option's name, or that of its group and its own."""
 LEAST = {"dt": 1e-5}
+GROUPS = ("purification", "classification", "threat", "search", "resources", "network", "noise", "adversary", "recipe")
 FINITE = "is a number or a fraction such as 8/255"
 COMBINATIONS = 1_000
 """Settings that a grid may have."""
@@ -30,6 +31,8 @@ def check(said: Any, path: tuple[str, ...] = ()) -> None:
             check(value, (*path, str(name)))
         if path[-1:] == ("over",):
             _check_grid([values for values in group.values() if values])
+    elif len(path) == 1 and path[0] in GROUPS:
+        raise UserError(f"{path[0]} is a group of options; say one of them, or leave it out.")
     elif isinstance(said, list | tuple):
         for value in said:
             check(value, path)

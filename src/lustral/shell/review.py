@@ -121,9 +121,7 @@ def _planned_alone(place: Path, planned: Runnable, ledger: Ledger) -> None:
         ids = ledger.done(system, stage)
         more = (ids - set(planned.data[: job.images].ids.tolist())) | (ids & decided(job, ledger))
         if more:
-            raise UserError(
-                f"The ledger of {place} holds image {min(more)} at {system}, {stage}, which never faced it."
-            )
+            raise UserError(f"The ledger of {place} holds image {min(more)} at {system}, {stage}, where it never was.")
 
 
 def _claimed(place: Path, fold: Fold, ledger: Ledger) -> None:

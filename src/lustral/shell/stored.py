@@ -50,6 +50,9 @@ RESULTS = {
 }
 """What commands read of results.json, as a sketch (``shape``)."""
 
+OPTIONS = {"purification": {}, "classification": {}, "threat": {}, "search": {}}
+"""What options have in any case, as another."""
+
 
 def check(*folders: Path) -> None:
     """Refuses folders that are not there."""
@@ -107,8 +110,8 @@ def _check_options(found: object, place: Path) -> None:
     from . import config
 
     try:
-        if not isinstance(found, dict):
-            raise UserError("it must be an object")
+        if said := wrong(found, OPTIONS):
+            raise UserError(said)
         limits.check(config.parser().parse_object(_set(found)))
     except (config.ArgumentError, UserError) as e:
         raise UserError(f"{place} is of another version of Lustral or damaged ({' '.join(str(e).split())}).") from e

@@ -1,5 +1,6 @@
 """Labelled images with stable ids and fixed splits: a standard set, a folder, an .npz file, a set of Hugging Face's."""
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from .classes import DIGITS
 from .splits import SPLITS, Labelled, Parts
 
 DIGITS_TRAIN, DIGITS_VALIDATION = 1200, 200
+MEMBERS, UNPACKED, EXPANSION = 1_000, 2**30, 100
+"""Arrays of an archive, and bytes that they may unpack to: so many in any case, or so many times the archive."""
 
 
 def load(name: str, split: str = "test") -> Data:
@@ -154,8 +157,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, or of an .npy file under the name x; pickled objects are refused."""
     with reading(path):
         try:
+            _check_archive(path)
             loaded = np.load(path, allow_pickle=False)
-            return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+            found = {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+            if not all(isinstance(array, np.ndarray) for array in found.values()):
+                raise ValueError("a member that is no array")
+            return found
+        except UserError:
+            raise
         except OSError as e:
             if e.errno is not None:
                 raise
@@ -164,6 +173,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise UserError(
                 f"{path} is damaged, or holds pickled objects, which are never loaded; save plain arrays."
             ) from e
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses an archive that unpacks to far more than it is, before any of it is unpacked."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        sizes = [member.file_size for member in archive.infolist()]
+    if len(sizes) > MEMBERS or sum(sizes) > max(UNPACKED, EXPANSION * path.stat().st_size):
+        raise UserError(
+            f"{path} unpacks to {len(sizes):,} arrays of {sum(sizes) / 2**30:,.1f} GiB, far more than it is; save it "
+            "without compression, and only what is needed."
+        )
 
 
 def as_images(array: np.ndarray, name: str) -> Tensor:
