@@ -51,9 +51,9 @@ def arm(moment):
     def dying(self, chunk):
         nonlocal left
         if losing and left == 0:
-            with self._db:
-                self._db.execute("DELETE FROM costs")
-                die()
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM costs")
+            die()
         write(self, chunk)
         left -= 1
         if left == 0 and not losing:
