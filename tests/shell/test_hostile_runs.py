@@ -65,7 +65,10 @@ def test_results_of_other_types_are_no_results(command, change, lustral, tmp_pat
 def test_options_of_a_run_that_are_damaged_are_said_to_be(lustral, tmp_path, tree, capfd):
     assert lustral(*evaluate("--stages=[clean]")) == 0
     kept = json.loads(Path("run/run.json").read_text())
-    others = [kept | change for change in ({"images": "two"}, {"purification": []}, {"draws": 10**12}, {"stages": 5})]
+    others = [
+        kept | change
+        for change in ({"images": "two"}, {"purification": []}, {"draws": 10**12}, {"stages": 5}, {"precision": None})
+    ]
     others += [kept | {"systems": {"a": 1}}, kept | {"search": {"steps": 10**12}}, {}]
     for content in (*BROKEN.values(), *map(json.dumps, others)):
         text("run/run.json", content)

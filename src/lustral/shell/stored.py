@@ -1,11 +1,13 @@
 """What a run folder says: its results and options, as JSON. Read without what wrote them."""
 
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..core.errors import UserError
 from . import limits
 from .files import parsed
+from .options import Evaluation
 from .shape import wrong
 
 NUMBER, WHOLE, COUNT, TEXT, FLAG, TWO, THREE = (
@@ -110,11 +112,24 @@ def _check_options(found: object, place: Path) -> None:
     from . import config
 
     try:
-        if said := wrong(found, OPTIONS):
+        if said := wrong(found, OPTIONS) or _null(found, Evaluation):
             raise UserError(said)
         limits.check(config.parser().parse_object(_set(found)))
     except (config.ArgumentError, UserError) as e:
         raise UserError(f"{place} is of another version of Lustral or damaged ({' '.join(str(e).split())}).") from e
+
+
+def _null(found: dict, kind: type) -> str:
+    """Which option is null and must not be."""
+    kinds = get_type_hints(kind)
+    for name, value in found.items():
+        allowed = get_args(kinds.get(name)) or (kinds.get(name),)
+        if value is None and name in kinds and type(None) not in allowed:
+            return f"{name} must not be null"
+        inner = next((one for one in allowed if is_dataclass(one)), None)
+        if inner is not None and isinstance(value, dict) and (said := _null(value, inner)):
+            return said
+    return ""
 
 
 def _set(found: Any) -> Any:
