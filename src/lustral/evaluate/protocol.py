@@ -264,8 +264,7 @@ def decided(job: Job, store: Store) -> set[int]:
 
 def worst_candidates(job: Job, data: Data, store: Store) -> Tensor:
     """Of every image, the candidate that stands worst among the stages to choose from; the clean image if none does."""
-    name, x = job.system.name, data.x.clone()
-    vote = job.system.defence.vote
+    name, vote, x = job.system.name, job.system.defence.vote, data.x.clone()
     standing = {stage: store.standing(name, stage, vote) for stage in job.stage.choose}
     worst = []
     for image in data.ids.tolist():
@@ -336,8 +335,7 @@ def run(task: Task, key: Key) -> Chunk:
         first = rows(defence, judging, job.draws, noise)[:: logits.shape[1]]
         probes += alike(defence, checked.x, logits[:, 0], first, places)
     check.labels(data.y, len(data.ids), logits.shape[-1])
-    some = watched.routes(data.ids)
-    if len(some):
+    if len(some := watched.routes(data.ids)):
         ways = data.x[some], checked.x[some], data.y[some]
         probes += paths(defence, *ways, noise(place.fold("path").rng(data.ids[some])))
     probes += later.again()
