@@ -29,8 +29,8 @@ KNOWN = (*GREY, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 WIDE = re.compile(";16[BLN]")
 """In Pillow's name of how pixels are stored: 16 bits a channel."""
 ORIENTATION = 0x0112
-MOST = 2**24
-"""Pixels of a picture, 4096×4096: a network needs some hundred bytes for each, and a file none to claim them."""
+MOST = 2**26
+"""Pixels of a picture, 8192×8192, more than cameras have: a file needs no bytes to claim them, and who reads it many."""
 
 
 class Header(NamedTuple):
