@@ -30,7 +30,7 @@ WIDE = re.compile(";16[BLN]")
 """In Pillow's name of how pixels are stored: 16 bits a channel."""
 ORIENTATION = 0x0112
 MOST = 2**26
-"""Pixels of a picture, 8192×8192, more than cameras have: a file needs no bytes to claim them, and who reads it many."""
+"""Pixels of a picture, 8192×8192, more than most cameras have: to claim them costs no bytes, to read them many."""
 
 
 class Header(NamedTuple):
