@@ -11,6 +11,7 @@ import torch
 
 from chunks import SPEC, chunk
 from lustral.core.errors import UserError
+from lustral.core.vote import MeanLogits, Single
 from lustral.evaluate.witness import Probe
 from lustral.shell import sameness
 from lustral.shell.ledger import Ledger
@@ -195,25 +196,113 @@ CLEAN = torch.full((1, 2, 2), 0.45)
 def test_a_difference_of_logits_is_measured_by_their_size(size):
     """With a last layer scaled down, 1e-3 on logits would be everything."""
     before, near, far = (found(size * logits) for logits in (LOGITS, LOGITS + 3e-4, LOGITS * 1.01))
-    assert sameness.gap(before, near, CLEAN) < sameness.TOLERANCE < sameness.gap(before, far, CLEAN)
+    assert sameness.gap(before, near, CLEAN, Single()) < sameness.TOLERANCE < sameness.gap(before, far, CLEAN, Single())
 
 
 def test_another_decision_is_another_result_however_near_the_logits_are():
     a, b = torch.tensor([[1.0, 1.0 + 1e-7]]), torch.tensor([[1.0 + 1e-7, 1.0]])
-    assert sameness.gap(found(a), found(b), CLEAN) == math.inf
+    assert sameness.gap(found(a), found(b), CLEAN, Single()) == math.inf
+
+
+def test_no_class_with_huge_logits_covers_anothers_and_the_vote_decides_too():
+    """A class that nobody answers may have −1e6; a vote of means may turn where no draw does."""
+    before = torch.tensor([[1.0, 0.0, -1e6], [0.0, 0.2, -1e6], [0.0, 0.3, -1e6]])
+    lifted = before + torch.tensor([[900.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert sameness.gap(found(before), found(lifted), CLEAN, Single()) > sameness.TOLERANCE
+    turned = before + torch.tensor([[-0.9, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert sameness.gap(found(before), found(turned), CLEAN, MeanLogits(3)) == math.inf
+
+
+def probe(kind: str, *values: float) -> Probe:
+    return Probe(1, kind, 1, *values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("step", (1.0, 1.0, 0.0), (1.0, 0.2, 0.0)),
+        ("step", (1e-9, 1e-9, 0.0), (1.0, 0.2, 0.0)),
+        ("across", (0.0, 0.1, 1e12), (0.0, 0.9, 0.1)),
+        ("across", (0.0, 0.9, 1e12), (0.0, 0.9, 0.1)),
+        ("path", (1.0, 3.0, 1e12), (1.0, 3.0, 0.1)),
+        ("asked", (0.0, 0.0, 0.0), (0.0, 0.5, 0.0)),
+    ],
+)
+def test_a_probe_that_says_something_else_is_another(kind, old, new):
+    assert not sameness.same_probe(probe(kind, *old), probe(kind, *new), 10.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("step", (1.0, 1.001, 0.0), (0.25, 0.2501, 0.0)),  # the other length is the better one
+        ("step", (1e-7, -1e-7, 0.0), (2e-7, 1e-7, 0.0)),  # rounding
+        ("across", (0.01, 0.012, 0.001), (0.01, 0.011, 0.002)),
+        ("later", (0.0, 2e-7, 0.0), (0.0, 0.0, 0.0)),
+    ],
+)
+def test_rounding_makes_no_other_probe(kind, old, new):
+    assert sameness.same_probe(probe(kind, *old), probe(kind, *new), 10.0)
+
+
+def test_rows_that_are_there_twice_are_no_ledger(tmp_path):
+    place = written(tmp_path, chunk([1, 4]))
+    with sqlite3.connect(place) as db:
+        for line in (
+            "CREATE TABLE n AS SELECT * FROM candidates",
+            "INSERT INTO n SELECT * FROM candidates WHERE image = 1",
+            "DROP TABLE candidates",
+            "ALTER TABLE n RENAME TO candidates",
+        ):
+            db.execute(line)
+    with pytest.raises(UserError, match="its candidates may be there twice"):
+        Ledger(place)
+
+
+def test_shards_that_ran_the_same_images_each_for_itself_are_not_merged(tmp_path):
+    """Or what they cost would count twice."""
+    one = written(tmp_path / "one", chunk([1, 4]))
+    other = written(tmp_path / "other", chunk([4], seconds=2.0), chunk([5], seconds=3.0))
+    with Ledger(one, SPEC) as merged, Ledger(other) as more:
+        before = merged.digest()
+        with pytest.raises(UserError, match="have each run images of s, clean"):
+            merged.take(more)
+        assert merged.digest() == before
+
+
+def test_a_look_that_says_no_number_is_a_look(tmp_path):
+    """Its loss is none; that it was taken, its share of wrong draws says."""
+    part = chunk([0, 1])
+    part.found.losses[0, 1] = math.nan
+    with Ledger(tmp_path / "ledger.sqlite", SPEC) as ledger:
+        ledger.write(part)
+        kept = ledger.outcomes("s", "clean")
+    assert [len(one) for one in kept.losses] == [len(one) for one in kept.wrongs] == [4, 2]
+    assert math.isnan(kept.losses[0][1])
+
+
+@pytest.mark.parametrize("name", ["ledger.sqlite", "ledger.sqlite-journal", "ledger.sqlite-wal"])
+def test_a_ledger_that_is_a_pipe_is_said_to_be(tmp_path, name):
+    written(tmp_path, chunk([1]))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is a pipe"):
+        Ledger(tmp_path / "ledger.sqlite")
 
 
 def test_a_candidate_is_measured_by_its_distance_from_the_clean_image():
     moved = found(LOGITS, x=torch.full((1, 2, 2), 0.5 + 2e-4))
-    assert sameness.gap(found(LOGITS), moved, CLEAN) > sameness.TOLERANCE
-    assert sameness.gap(found(LOGITS), moved, CLEAN - 0.45) < sameness.TOLERANCE
+    assert sameness.gap(found(LOGITS), moved, CLEAN, Single()) > sameness.TOLERANCE
+    assert sameness.gap(found(LOGITS), moved, CLEAN - 0.45, Single()) < sameness.TOLERANCE
 
 
 def test_what_is_not_a_number_on_both_sides_is_the_same():
     loss = torch.tensor([1.0, math.nan, math.inf])
-    assert sameness.gap(found(LOGITS, loss=loss), found(LOGITS, loss=loss.clone()), CLEAN) == 0
+    assert sameness.gap(found(LOGITS, loss=loss), found(LOGITS, loss=loss.clone()), CLEAN, Single()) == 0
     for other in ([1.0, 2.0, math.inf], [1.0, math.nan, 2.0], [math.nan, math.nan, math.inf], [1.0]):
-        assert sameness.gap(found(LOGITS, loss=loss), found(LOGITS, loss=torch.tensor(other)), CLEAN) == math.inf
+        assert (
+            sameness.gap(found(LOGITS, loss=loss), found(LOGITS, loss=torch.tensor(other)), CLEAN, Single()) == math.inf
+        )
 
 
 def test_parts_of_json_are_alike_up_to_rounding_alone():

@@ -268,7 +268,7 @@ def test_an_unknown_export_is_refused(whole, lustral, capfd):
 
 
 def test_an_early_stop_ends_with_a_narrow_interval_and_fewer_images(lustral, monkeypatch, capfd):
-    monkeypatch.setattr(plan, "WAVE", 2)
+    monkeypatch.setattr(early, "WAVE", 2)
     monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: len(ids) >= 2)
     assert lustral("evaluate", "run", *SUITE, "--stop_width=0.5") == 0
     found = read("run")
@@ -282,14 +282,18 @@ def test_an_early_stop_ends_with_a_narrow_interval_and_fewer_images(lustral, mon
     assert "not one that its rule would have stopped there" in capfd.readouterr().err
 
 
-def test_a_run_that_goes_on_after_it_was_broken_off_stops_where_no_image_was_begun_beyond(lustral, monkeypatch):
+def test_a_run_with_images_beyond_where_it_would_stop_goes_on_to_its_end(lustral, monkeypatch):
     """Or the images of its numbers would be those that happened to be done."""
-    monkeypatch.setattr(plan, "WAVE", 1)
-    monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: len(ids) >= 3)
+    monkeypatch.setattr(early, "WAVE", 1)
+    monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: len(ids) >= (3 if width < 0.9 else 1))
     assert lustral("evaluate", "run", *SUITE, "--stop_width=0.5") == 0
-    monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: True)
-    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.9") == 0
     assert (read("run")["data"]["images"], read("run")["stopped_at_width"]) == (3, 0.5)
+    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.95") == 0
+    assert (read("run")["data"]["images"], read("run")["stopped_at_width"]) == (3, 0.5), "the narrower one counts"
+    with Ledger(Path("run/ledger.sqlite")) as ledger:
+        ledger.note(width=None)
+    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.95") == 0
+    assert read("run")["data"]["images"] == 4
 
 
 def test_the_anytime_interval_decides_when_to_stop(whole):

@@ -36,6 +36,7 @@ TWINS, BINARISED, GRADIENTS = 32, 8, 32
 SEEN = 64
 """The first images, which are the most that any measurement looks at."""
 IMAGES, HORIZON, DRAWS, DIRECTIONS = 4, 8, (2, 4, 8, 16, 32, 64), 100
+OFF = 0.98  # of an image, the rest is noise: where pixels of 8 bits are equal, medians and maxima have kinks
 STEPS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # of difference quotients in float64; a cast to float32 inside needs the longest
 
 
@@ -184,7 +185,8 @@ def finite_difference(defence: Defence, data: Data, key: Key) -> float:
     double = copy.deepcopy(defence).double()
     if any(p.dtype != torch.float64 for p in weights(double.classifier, double.purifier)):
         raise TypeError("a network that no copy reaches computes in another precision")
-    rng, x = key.rng(data.ids).fold("difference"), data.x.double()
+    rng = key.rng(data.ids).fold("difference")
+    x = rng.fold("off the grid").uniform(data.x.double()).lerp(data.x.double(), OFF)  # where a median has no ties
     direction = rng.fold("direction").normal(x)
     look = exact()(double, x, data.y, margin, rng)
     slope = (look.grad * direction).flatten(1).sum(dim=1)

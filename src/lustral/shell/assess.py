@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..core import check
@@ -92,7 +93,7 @@ def verify(
     suite = sizes.named(spec.get("suite")) or ""
     again = prepare(defences, chosen, threat, suite, attacks or {}, Key(spec["key"]["seed"]), resources)
 
-    return review.hold(place, again, partial(fold, again), images, resources)
+    return review.hold(place, again, {"suite": sizes.title(suite)}, partial(fold, again), images, resources)
 
 
 def _taken(
@@ -176,6 +177,8 @@ def _count(system: System, watching: ExitStack) -> None:
             meter.note(first)
 
     for net in modules_in(defence.classifier if defence.purifier is None else defence.purifier):
+        if isinstance(net, torch.jit.ScriptModule):  # which takes no hooks
+            continue
         hook = net.register_forward_hook(note)
         watching.callback(hook.remove)
 

@@ -22,8 +22,8 @@ from ..evaluate.metrics import margins
 from ..evaluate.protocol import Chunk, Data, Standing, standings
 from ..evaluate.witness import Probe
 from . import growth, stored, tables
-from .files import saying
-from .tables import Cost, Outcomes, floats, logits_of, marks, packed, raw, taken, unpacked
+from .files import reading, saying
+from .tables import Cost, Outcomes, floats, logits_of, marks, packed, raw, unpacked
 
 
 class Ledger:
@@ -46,6 +46,10 @@ class Ledger:
             )
         with saying(path, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
+        for there in (path.with_name(path.name + end) for end in ("", "-journal", "-wal", "-shm")):
+            if os.path.lexists(there):
+                with reading(there):  # or SQLite may wait for a pipe without end
+                    pass
         with self._saying():
             self._db = sqlite3.connect(self._address, uri=True, isolation_level=None)
             self._db.execute("PRAGMA trusted_schema=OFF")
@@ -168,8 +172,9 @@ class Ledger:
             chunk.found.wrong,
             chunk.found.looks,
         )
+        there = ~chunk.found.wrongs.isnan()  # looks that were taken; neighbours in the batch may have taken more
         candidates = [
-            (system, stage, *values, *(taken(history[i]) for history in chunk.found[3:]), shape, packed(chunk.x[i]))
+            (system, stage, *values, *(raw(h[i][there[i]]) for h in chunk.found[3:]), shape, packed(chunk.x[i]))
             for i, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))
         ]
         draws = [
@@ -240,6 +245,10 @@ class Ledger:
             if rows and not isinstance(found, dict):
                 raise ValueError(f"the certificate of {system} is no table")
             return found
+
+    def certified(self) -> set[str]:
+        """The systems that have a certificate."""
+        return {name for (name,) in self._rows("SELECT system FROM certificates")}
 
     def _has(self, table: str) -> bool:
         return bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = ?", table))

@@ -11,9 +11,9 @@ from ..core.errors import UserError
 MOST = {
     **{"purification.steps": 10_000, "purification.rounds": 1_000, "over.steps": 10_000, "over.rounds": 1_000},
     **{"search.steps": 100_000, "search.eot": 10_000, "search.restarts": 10_000, "adversary.steps": 10_000},
-    **{"draws": 100_000, "images": 10_000_000, "show.images": 1_000, "micro_batch": 65_536, "batch": 1_000_000},
+    **{"draws": 100_000, "images": 10_000_000, "show.images": 1_000, "micro_batch": 65_536, "batch": 65_536},
     **{"recipe.steps": 100_000_000, "accumulate": 100_000, "threads": 1_024, "check_every": 100_000_000},
-    **{"width": 8_192, "depth": 4_096, "levels": 16, "blocks": 256, "patch": 256},
+    **{"width": 2_048, "depth": 256, "levels": 16, "blocks": 256, "patch": 256},
 }
 """By an option's name, or that of its group and its own."""
 LEAST = {"dt": 1e-5}

@@ -46,11 +46,11 @@ def marks(x: Tensor) -> np.ndarray:
     return np.frombuffer(b"".join(found), "<u8")
 
 
-def kept(x: Iterable[Tensor], start: str | None) -> Trained:
-    """Of a training on these images, and of the network that it started from, by name."""
-    found = np.concatenate([marks(part) for part in x])
-    before = Trained(found[:0], True) if start is None else trained(find(start))
-    return Trained(np.unique(np.concatenate([found, before.marks])), before.whole)
+def kept(x: Iterable[Tensor], others: Iterable[str]) -> Trained:
+    """Of a training on these images, and of the networks, by name, from which it started or that guided it."""
+    before = [trained(find(name)) for name in others]
+    found = np.concatenate([*(marks(part) for part in x), *(each.marks for each in before)])
+    return Trained(np.unique(found), all(each.whole for each in before))
 
 
 def told(data: str, split: str, made: Trained) -> dict[str, Any]:
@@ -64,14 +64,15 @@ def written(made: Trained) -> dict[str, str]:
 
 
 def trained(path: Path) -> Trained:
-    """What is known of the training of a weights file: nothing where its card does not fit its marks."""
-    about, unknown = card(path), Trained(np.empty(0, "<u8"), False)
+    """What is known of the training of a weights file; its marks are not the whole where its card does not fit them."""
+    about = card(path)
     found = _in_file(path)
     if found is None:
-        found = _of_a_set(str(about.training.get("data")), str(about.training.get("split")))
-    if found is None or _digest(found) != about.training.get("sha256"):
-        return unknown
-    return Trained(found, about.training.get("whole") is True)
+        found = _of_a_set(str(about.training.get("data", about.data)), str(about.training.get("split", "train")))
+    if found is None:
+        return Trained(np.empty(0, "<u8"), False)
+    fits = _digest(found) == about.training.get("sha256")
+    return Trained(found, fits and about.training.get("whole") is True)
 
 
 def _digest(found: np.ndarray) -> str:
@@ -96,17 +97,19 @@ def _of_a_set(name: str, split: str) -> np.ndarray | None:
         return None
 
 
-def of(defence: Defence, x: Tensor) -> Origin:
-    """How images [n, c, h, w] in [0, 1] meet those that the networks behind a defence were trained on."""
+def of(defence: Defence, x: Tensor, source: str | None = None) -> Origin:
+    """How images [n, c, h, w] in [0, 1], of a ``source``, meet those that a defence's networks were trained on."""
     nets = {net: about for net in _modules(defence) if (about := weights.CARDS.get(net)) is not None}
-    asked, by, seen = marks(x), {}, np.zeros(len(x), dtype=bool)
+    asked, by, seen, unsaid = marks(x), {}, np.zeros(len(x), dtype=bool), []
     known = _all_of(defence, nets)
     for net, about in nets.items():
         there = trained(weights.PLACES[net])
         met = np.isin(asked, there.marks)
         by[about.name], seen = int(met.sum()), seen | met
         known = known and there.whole
-    return Origin(len(x), by, int(seen.sum()), known)
+        if not len(there.marks) and about.data == source:
+            unsaid.append(about.name)
+    return Origin(len(x), by, int(seen.sum()), known, tuple(unsaid))
 
 
 def _modules(*things: object) -> list[nn.Module]:

@@ -55,7 +55,10 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     for name, how, judge in named(options):
         system = build.system(name, how, judge, options.micro_batch, resources.device, options.precision)
         check(data, judge.classifier, system)
-        random, origin = draws_noise(system.defence, data[:PROBED], threat), origins.of(system.defence, plain)
+        random, origin = (
+            draws_noise(system.defence, data[:PROBED], threat),
+            origins.of(system.defence, plain, options.data),
+        )
         systems.append(replace(system, random=random, origin=origin))
     say_far([how for _, how, _ in named(options)], data)
     jobs = _jobs(options, systems, threat, len(data.ids), runner.each(resources))
@@ -111,8 +114,7 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
     mine = set(runner.shard(plan.data.ids.tolist(), part))
     if width is not None and (part is not None or plan.options.suite is None or not 0 < width < 1):
         raise UserError("Stopping early needs a suite, a width between 0 and 1, and no shards.")
-    facts = {"micro_batch": plan.options.micro_batch, "suite": plan.options.suite and sizes.title(plan.options.suite)}
-    with runner.open_ledger(plan.jobs, plan.data, plan.key, out, facts) as ledger:
+    with runner.open_ledger(plan.jobs, plan.data, plan.key, out, identity(plan.options)) as ledger:
         ledger.note(width=width and min(width, ledger.facts().get("width", width)))
         write_text(out / "run.json", json.dumps(asdict(plan.options), indent=1) + "\n")
         if plan.options.suite is not None:
@@ -124,13 +126,18 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
             return
         ids = shuffled(plan.data, plan.key)
         begun = early.begun(plan.jobs, ledger)
-        for end in range(WAVE, len(ids) + WAVE, WAVE):
+        for end in early.waves(len(ids)):
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, set(ids[:end]))
-            if begun <= set(ids[:end]) and early.narrow(plan.jobs, ledger, ids[:end], width):
-                return
+            if early.stop(plan.jobs, ledger, ids[:end], width) == end and begun <= set(ids[:end]):
+                return  # with others begun it goes on to the end, or its images would be those that happened to be done
 
 
-WAVE, PROBED = 16, 16
+PROBED = 16
+
+
+def identity(options: Evaluation) -> dict:
+    """What of the options a run is besides what its jobs say."""
+    return {"micro_batch": options.micro_batch, "suite": options.suite and sizes.title(options.suite)}
 
 
 def check_complete(plan: Plan, out: Path) -> None:

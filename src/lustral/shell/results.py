@@ -52,7 +52,7 @@ def results(ledger: Ledger, jobs: Sequence[Job], *, order: Sequence[int], **show
         "lustral": spec.get("lustral"),
         "run": digest(spec),
         "ledger_digest": ledger.digest(),
-        "versions": facts.get("versions"),
+        "versions": facts.get("versions") or {},
         "command": facts.get("command"),
         "stopped_at_width": facts.get("width"),
         **shown,

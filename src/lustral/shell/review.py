@@ -16,6 +16,7 @@ from ..core.threat import Threat
 from ..evaluate import judge, sizes
 from ..evaluate.protocol import Data, Job, System, decided, shuffled, worst_candidates
 from . import build, early, folder, plan, runner, sameness, views
+from .files import reading
 from .ledger import Ledger
 from .options import Resources
 from .report import render
@@ -41,15 +42,20 @@ def verify(place: Path, images: int, resources: Resources) -> str:
     """Holds a run's results against its ledger, and the ledger against some images that it runs again, all stages."""
     build.prepare(resources)
     planned = plan.load(place, resources)
-    return hold(place, planned, partial(plan.fold, planned), images, resources)
+    about = plan.identity(planned.options)
+    return hold(place, planned, about, partial(plan.fold, planned), images, resources)
 
 
-def hold(place: Path, planned: Runnable, fold: Fold, images: int, resources: Resources) -> str:
-    """The same for any run that can be run again."""
+def hold(place: Path, planned: Runnable, about: dict, fold: Fold, images: int, resources: Resources) -> str:
+    """The same for any run that can be run again; ``about`` is what it is besides what its jobs say."""
     with Ledger(place / "ledger.sqlite") as ledger, unkept() as elsewhere:
         stored, jobs, data = ledger.spec(), planned.jobs, planned.data
-        facts = {name: stored[name] for name in ("micro_batch", "suite") if name in stored}
-        with runner.open_ledger(jobs, data, planned.key, elsewhere, facts) as again:
+        if "versions" not in ledger.facts():
+            raise UserError(
+                f"{place} is of an earlier version of Lustral, which kept less than this one verifies; verify it with"
+                " that one, or run it again into another folder."
+            )
+        with runner.open_ledger(jobs, data, planned.key, elsewhere, about) as again:
             if again.spec() != stored:
                 lines = differences(stored, again.spec())
                 raise UserError(f"{place} cannot be run again as it was; what differs is {'; '.join(lines[:3])}.")
@@ -67,10 +73,10 @@ def hold(place: Path, planned: Runnable, fold: Fold, images: int, resources: Res
             run = Run(ledger, jobs)
             for system in planned.systems:
                 sameness.probes(run, system, again, chosen)
-            if suite := sizes.named(stored.get("suite")):
+            if suite := sizes.named(about["suite"]):
                 runner.certify_all(planned.systems, data, planned.threat, planned.key, again, resources, suite)
-                for system in planned.systems:
-                    sameness.certificate(run, system, again)
+            for system in planned.systems:
+                sameness.certificate(run, system, again)
     return _said(chosen, counts, finished)
 
 
@@ -78,7 +84,7 @@ def _said(chosen: set[int], counts: list[tuple[int, float]], finished: bool) -> 
     draws, worst = sum(n for n, _ in counts), max(gap for _, gap in counts)
     how = "equal to the bit" if worst == 0 else f"equal within {worst:.1e}"
     rest = (
-        "Results, pictures and page are what the ledger says."
+        "Results, pictures and page are what the ledger says; command, seconds and versions are its owner's word."
         if finished
         else "The run is not finished, so nothing is said of its numbers."
     )
@@ -98,8 +104,9 @@ def _done(place: Path, planned: Runnable, ledger: Ledger) -> tuple[set[int], boo
     if half:
         raise UserError(f"{place} has results, but its ledger lacks stages of {len(half)} images; run it again.")
     if done != every:
-        width, order = ledger.facts().get("width"), shuffled(planned.data, planned.key)[: len(done)]
-        if width is None or set(order) != done or not early.narrow(planned.jobs, ledger, order, width):
+        width, order = ledger.facts().get("width"), shuffled(planned.data, planned.key)
+        stop = None if width is None else early.stop(planned.jobs, ledger, order, width)
+        if stop is None or set(order[:stop]) != done:
             raise UserError(
                 f"{place} has results of {len(done)} images, but is a run of {len(every)}, and not one that its rule "
                 "would have stopped there: images were taken out, or it was not finished. Run it again."
@@ -117,6 +124,11 @@ def _planned_alone(place: Path, planned: Runnable, ledger: Ledger) -> None:
     jobs = {(job.system.name, job.stage.name): job for job in planned.jobs}
     if others := sorted(ledger.places() - jobs.keys()):
         raise UserError(f"The ledger of {place} holds {', '.join(others[0])}, which is no stage of its run.")
+    if others := sorted(ledger.certified() - {job.system.name for job in planned.jobs}):
+        raise UserError(f"The ledger of {place} holds a certificate of {others[0]}, which is no system of its run.")
+    made = ledger.facts().get("versions") or {}
+    if any(made.get(name, ledger.spec().get(name)) != ledger.spec().get(name) for name in ("torch", "lustral")):
+        raise UserError(f"The ledger of {place} names other versions of torch or Lustral than its run is of.")
     for (system, stage), job in jobs.items():
         ids = ledger.done(system, stage)
         more = (ids - set(planned.data[: job.images].ids.tolist())) | (ids & decided(job, ledger))
@@ -146,11 +158,17 @@ def _shown(place: Path, planned: Runnable, ledger: Ledger) -> None:
         raise UserError(
             f"{place / 'pictures.npz'} does not hold the ledger's pictures; `lustral evaluate` writes it anew."
         )
-    if render(said, kept) != (place / "report.html").read_text(encoding="utf-8", errors="replace"):
+    if not _holds(place / "report.html", render(said, kept).encode()):
         raise UserError(
             f"{place / 'report.html'} is not the page of the results beside it: it was changed, or other versions of "
             "Lustral or of what draws its plots wrote it. `lustral report` writes it anew; then verify again."
         )
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file is this, read only where it is as long."""
+    with reading(path):
+        return path.stat().st_size == len(content) and path.read_bytes() == content
 
 
 def _near(kept, found) -> bool:

@@ -53,7 +53,7 @@ def open_ledger(jobs: Sequence[Job], data: Data, key: Key, folder: Path, facts: 
     """The ledger of a run, created or checked to be this run's, which may go on with more images than it had."""
     spec = describe(jobs, data, key, torch=torch.__version__, lustral=lustral.__version__, **(facts or {}))
     ledger = Ledger(folder / "ledger.sqlite", spec, data)
-    if "versions" not in ledger.facts():
+    if not ledger.places():  # versions are those with which it began
         ledger.note(versions=versions())
     return ledger
 

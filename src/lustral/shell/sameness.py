@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.vote import Vote
+from ..evaluate import metrics
 from ..evaluate.findings import findings
 from ..evaluate.protocol import Data, Job, System
 from ..evaluate.witness import Probe
 from . import results
 from .ledger import Ledger
 from .run import Run
-from .tables import Outcomes
+from .tables import Cost, Outcomes
 
 TOLERANCE = 1e-3
 """The largest difference that another machine's rounding may make, beside the size of what differs."""
@@ -34,14 +36,25 @@ def stage(job: Job, data: Data, stored: Ledger, again: Ledger, chosen: set[int])
         return 0, 0.0
     clean = dict(zip(data.ids.tolist(), data.x, strict=True))
     old, new = (_by_image(ledger.outcomes(*place), ids[0]) for ledger in (stored, again))
-    gaps = {image: gap(old[image], new[image], clean[image]) for image in sorted(ids[0])}
+    vote = job.system.defence.vote
+    gaps = {image: gap(old[image], new[image], clean[image], vote) for image in sorted(ids[0])}
     far = [image for image, apart in gaps.items() if not apart <= TOLERANCE]
     if far:
         raise UserError(f"The ledger differs at {where}, image {far[0]}, by {gaps[far[0]]:.1e}.")
-    costs = [ledger.cost(*place) for ledger in (stored, again)]
-    if costs[1].backward > min(costs[0][1:]):  # whatever went back went forward too, with less memory more often
-        raise UserError(f"The ledger differs at {where}: it names fewer network rows than some of its images cost.")
+    _costs(where, stored.cost(*place), again.cost(*place), all_of_them=stored.done(*place) == ids[0])
     return sum(len(new[image]["logits"]) for image in gaps), max(gaps.values())
+
+
+def _costs(where: str, kept: Cost, found: Cost, all_of_them: bool) -> None:
+    """Refuses numbers of network rows that cannot be; another amount of memory may change those forward."""
+    if found.backward > min(kept.backward, kept.forward):
+        raise UserError(f"The ledger differs at {where}: it names fewer network rows than some of its images cost.")
+    if all_of_them and (kept.backward > MORE * found.backward or kept.forward > MORE * found.forward):
+        raise UserError(f"The ledger differs at {where}: it names more network rows than its images cost.")
+
+
+MORE = 4
+"""How often the rows of a run may be those that it costs again: with less memory most are computed more than once."""
 
 
 def _by_image(found: Outcomes, ids: set[int]) -> dict[int, dict[str, Tensor]]:
@@ -57,20 +70,30 @@ def _by_image(found: Outcomes, ids: set[int]) -> dict[int, dict[str, Tensor]]:
     return {image: {name: part[row] for name, part in parts.items()} for image, row in rows}
 
 
-def gap(old: dict[str, Tensor], new: dict[str, Tensor], clean: Tensor) -> float:
-    """The largest difference between two findings of one image; infinite where a decision differs.
+def gap(old: dict[str, Tensor], new: dict[str, Tensor], clean: Tensor, vote: Vote) -> float:
+    """The largest difference between two findings of one image; infinite where a draw or the vote decides otherwise.
 
-    Logits and losses beside the largest logit, a candidate beside its distance from the clean image.
+    Logits beside the largest of their class, or the usual size of a class where that is more, so that no class with
+    huge logits covers another's; losses beside that usual size; a candidate beside its distance from the clean image.
     """
-    if any(old[name].shape != new[name].shape for name in old):
+    if any(old[name].shape != new[name].shape for name in old) or _decisions(old, vote) != _decisions(new, vote):
         return math.inf
-    if not torch.equal(old["logits"].argmax(dim=-1), new["logits"].argmax(dim=-1)):
-        return math.inf
-    large, sizes = _size(old["logits"], new["logits"]), {"repaired": 1.0, "wrong": 1.0}
-    sizes["logits"] = large
-    sizes["loss"] = max(large, _size(old["loss"], new["loss"]))
+    columns = torch.stack([_sizes(old["logits"]), _sizes(new["logits"])]).amax(dim=0)
+    usual = columns.median()  # the lower one of two
+    logits = [part["logits"].double() / columns.clamp_min(float(usual)).clamp_min(TINY) for part in (old, new)]
+    sizes = {"repaired": 1.0, "wrong": 1.0, "loss": max(float(usual), _size(old["loss"], new["loss"]))}
     sizes["x"] = _size(old["x"] - clean, new["x"] - clean)
-    return max(_apart(old[name], new[name]) / max(sizes[name], TINY) for name in old)
+    return max(_apart(*logits), *(_apart(old[name], new[name]) / max(size, TINY) for name, size in sizes.items()))
+
+
+def _decisions(found: dict[str, Tensor], vote: Vote) -> tuple[list[int], list[int]]:
+    """What every draw says, and every vote."""
+    return found["logits"].argmax(dim=-1).tolist(), metrics.decided(found["logits"][None], vote)[0].tolist()
+
+
+def _sizes(logits: Tensor) -> Tensor:
+    """The largest finite size of every class [classes] of logits [draws, classes]."""
+    return logits.double().nan_to_num(0.0, 0.0, 0.0).abs().amax(dim=0)
 
 
 TINY = 1e-30
@@ -94,15 +117,34 @@ def probes(run: Run, system: System, again: Ledger, chosen: set[int]) -> None:
     if kept.keys() != found.keys():
         first = sorted(kept.keys() ^ found.keys())[0]
         raise UserError(f"The ledger differs at {system.name}, {first[0]}, image {first[1]}: its probes are others.")
-    sizes = {stage: _size(run.outcomes(job).logits) for stage, job in run.of(system.name).items()}
+    sizes = {stage: _margins(again.outcomes(system.name, stage)) for stage in {place[0] for place in found}}
     for place, one in kept.items():
-        size = sizes[place[0]]
-        if not alike(_off(one, size), _off(found[place], size), (0.0, PROBED)):
+        if not same_probe(one, found[place], sizes[place[0]]):
             raise UserError(f"The ledger differs at {system.name}, {place[0]}, image {place[1]}, in a probe.")
 
 
-PROBED = 0.1
-"""By how much another machine's rounding may change how far a prediction is off, of which the better length counts."""
+def _margins(found: Outcomes) -> float:
+    """The largest lead of a class over the next: what changes of logits are beside, whatever other classes have."""
+    top = found.logits.double().nan_to_num(0.0, 0.0, 0.0).topk(2, dim=-1).values
+    return max(TINY, float((top[..., 0] - top[..., 1]).max()))
+
+
+PROBED, LENGTHENED = 0.1, 5
+"""By how much another machine's rounding may change a probe, and by what factor, as another length may then be best."""
+
+
+def same_probe(kept: Probe, found: Probe, size: float) -> bool:
+    """Whether two probes of one look say the same; ``size`` is that of changes which matter."""
+    old, new = list(kept[3:]), list(found[3:])
+    if kept.kind in ("asked", "later"):  # which are measured beside something already
+        return alike(old, new, (0.0, TOLERANCE))
+    if kept.kind == "across":
+        return alike(old, new, (0.0, PROBED))
+    scales = [max(abs(value[0]), abs(value[1]), 1e-4 * size) for value in (old, new)]
+    if not 1 / LENGTHENED <= scales[0] / scales[1] <= LENGTHENED:
+        return False
+    shares = ([value / scale for value in one] for one, scale in zip((old, new), scales, strict=True))
+    return alike(*shares, (0.0, PROBED))
 
 
 def _probes(by_stage: dict[str, list[Probe]], chosen: set[int]) -> dict[tuple, Probe]:
@@ -110,17 +152,11 @@ def _probes(by_stage: dict[str, list[Probe]], chosen: set[int]) -> dict[tuple, P
     return {(stage, *probe[:3]): probe for stage, probe in every if probe.image in chosen}
 
 
-def _off(probe: Probe, size: float) -> float:
-    """How far what was measured is from what was predicted, beside them; changes of rounding's size count as none."""
-    off = probe.measured - probe.predicted
-    if probe.kind in ("asked", "later", "across"):  # which are measured beside something already
-        return off
-    return off / max(abs(probe.measured), abs(probe.predicted), 1e-4 * size)
-
-
 def certificate(run: Run, system: System, again: Ledger) -> None:
     """Refuses a certificate whose numbers are not those that were measured again, or that says something else."""
     kept, found = run.ledger.certificate(system.name), again.certificate(system.name)
+    if kept is None and found is None:
+        return
     said = results.evidence(run, system.name)
     levels = [_levels(findings(replace(said, certificate=one or {}))) for one in (kept, found)]
     if not alike(kept, found, COARSE) or levels[0] != levels[1]:

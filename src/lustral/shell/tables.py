@@ -83,6 +83,10 @@ def check(db: sqlite3.Connection) -> None:
     for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
         if not re.match(r"CREATE (UNIQUE )?(TABLE|INDEX)\b", sql):
             raise ValueError(f"it holds the {kind} {name!r}, which no ledger has")
+        if name in KEYS:
+            keys = [(at, column) for _, column, *_, at in db.execute(f"PRAGMA table_info({name})") if at]
+            if ", ".join(column for _, column in sorted(keys)) != KEYS[name]:
+                raise ValueError(f"its {name} may be there twice")
 
 
 def upgrade(db: sqlite3.Connection) -> None:
@@ -120,6 +124,15 @@ def contradictions(db: sqlite3.Connection, table: str) -> list[tuple]:
         f"SELECT {chosen} FROM main.{table} a JOIN other.{table} b USING ({keys}) "
         f"WHERE ({mine}) IS NOT ({others}) ORDER BY {chosen} LIMIT 10"
     ).fetchall()
+
+
+def counted_twice(db: sqlite3.Connection) -> tuple[str, str] | None:
+    """The first (system, stage) whose costs are of more images than are there, or of fewer."""
+    return db.execute(
+        "SELECT system, stage FROM (SELECT system, stage, COUNT(*) AS n FROM main.candidates GROUP BY 1, 2) "
+        "JOIN (SELECT system, stage, SUM(images) AS m FROM main.costs GROUP BY 1, 2) USING (system, stage) "
+        "WHERE n != m LIMIT 1"
+    ).fetchone()
 
 
 NEW_COSTS = """
@@ -167,11 +180,6 @@ def inflated(shape: str, x: bytes) -> bytes:
 
 def packed(x: Tensor) -> bytes:
     return zlib.compress(raw(x))
-
-
-def taken(history: Tensor) -> bytes:
-    """The looks that were taken: how many more its neighbours in the batch took does not matter."""
-    return raw(history[~history.isnan()])
 
 
 def raw(t: Tensor) -> bytes:

@@ -21,8 +21,10 @@ SUFFIXES = {
     **{".ppm": "PPM", ".pgm": "PPM", ".pnm": "PPM"},
 }
 """What is a picture, and the format that is written under such a name."""
-# Only these are tried, whatever a file is called: others of Pillow's start programs (EPS) or are no pictures.
+# No others are tried, whatever a file is called: some of Pillow's start programs (EPS) or are no pictures.
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+WEB = ("PNG", "JPEG", "WEBP")
+"""Formats that are often found under each other's names; the rest are opened under their own alone."""
 NAMED = "PNG, JPEG, BMP, WebP, TIFF, GIF and PPM"
 GREY = ("1", "L", "LA", "La")
 KNOWN = (*GREY, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
@@ -87,15 +89,31 @@ def check(picture: Image.Image, name: object) -> None:
         raise UserError(f"{name} has more than 8 bits a channel; save it with 8, or as an array of floats.")
     if picture.mode not in KNOWN:
         raise UserError(f"{name} has its colours in {picture.mode}; save it in RGB.")
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format != "MPO":  # a camera's JPEG, with previews behind the picture
-        raise UserError(f"{name} holds {frames} pictures; save them one by one.")
+    if picture.format != "MPO" and _has_another(picture):  # MPO: a camera's JPEG, with previews behind the picture
+        raise UserError(f"{name} holds several pictures; save them one by one.")
+
+
+def _has_another(picture: Image.Image) -> bool:
+    """Whether there is a second picture in the file; how many there are may take long to count."""
+    try:
+        picture.seek(1)
+    except EOFError:
+        return False
+    finally:
+        picture.seek(0)
+    return True
 
 
 def say_white(transparent: int, pictures: int) -> None:
     """Says once for many pictures that what was transparent in some of them is white."""
     if transparent:
         note(f"What is transparent in {transparent} of {pictures} pictures was laid on white.")
+
+
+def _meant(name: object) -> tuple[str, ...]:
+    """The formats that a picture of this name may have; any where it has none of their suffixes."""
+    own = SUFFIXES.get(Path(str(name)).suffix.lower())
+    return FORMATS if own is None else (own, *WEB)
 
 
 @contextmanager
@@ -112,7 +130,7 @@ def opened(source: Path | io.BytesIO, name: object) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(source, formats=FORMATS) as picture:
+            with Image.open(source, formats=_meant(name)) as picture:
                 if picture.width * picture.height > MOST:
                     raise Image.DecompressionBombError
                 check(picture, name)
@@ -120,7 +138,7 @@ def opened(source: Path | io.BytesIO, name: object) -> Iterator[Image.Image]:
         except UserError:
             raise
         except UnidentifiedImageError as e:
-            raise UserError(f"{name} is damaged or no picture; check the file.") from e
+            raise UserError(f"{name} is damaged, or no picture of the format that its name says; check it.") from e
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
             raise UserError(f"{name} says that it has more than {MOST:,} pixels; save it with fewer.") from e
         except Exception as e:

@@ -124,7 +124,7 @@ def run(
     half = recipe.stored == "float16"
     if half:  # before the measurements, which are of what is written
         task.model.load_state_dict(weights.halved(task.model.state_dict()))
-    seen = origins.kept([part.x for part in (source.real, source.extra) if part], asked.network.start)
+    seen = origins.kept([part.x for part in (source.real, source.extra) if part], tasks.before(asked))
     card = weights.Card(
         name=out.stem,
         kind=task.kind,

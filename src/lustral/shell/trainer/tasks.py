@@ -61,6 +61,12 @@ class Asked:
     seed: int = 0
 
 
+def before(asked: Asked) -> list[str]:
+    """The trained networks that a training builds on: the one to start from, and the one that guides."""
+    names = [asked.network.start, asked.adversary.guide if asked.task in GUIDED else None]
+    return [name for name in names if name is not None]
+
+
 def judges(asked: Asked) -> list[str | None]:
     """The classifiers whose labels the images' are to be: the one to start from, or the one that guides."""
     if asked.task in CLASSIFIERS:
