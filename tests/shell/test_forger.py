@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lustral.core.spec import digest
 from lustral.shell.cli import main
 
 ARGS = ["--suite=smoke", "--images=6", "--purification.method=none", "--threat.eps=0.08", "--resources.threads=1"]
@@ -91,6 +92,15 @@ def taken_out(place: Path) -> None:
         db.execute("DELETE FROM draws WHERE stage = 'null'")
 
 
+def without_suite(place: Path) -> None:
+    with sqlite3.connect(place / "ledger.sqlite") as db:
+        spec = json.loads(db.execute("SELECT spec FROM run").fetchone()[0])
+        del spec["suite"]
+        db.execute("UPDATE run SET digest = ?, spec = ?", (digest(spec), json.dumps(spec)))
+        db.execute("UPDATE certificates SET body = '{}'")
+    _folded(place)
+
+
 def page(place: Path) -> None:
     text = (place / "report.html").read_text()
     (place / "report.html").write_text(text.replace("withheld", "held").replace("%", "&nbsp;%", 3))
@@ -143,6 +153,20 @@ WAYS = {
     "probes say what they should": (
         sql("UPDATE probes SET measured = predicted * 1.5 WHERE kind = 'step'"),
         "in a probe",
+    ),
+    "probes may be as far off as they like": (sql("UPDATE probes SET error = 1e12"), "in a probe"),
+    "its suite is not said, nor its certificate": (without_suite, "cannot be run again as it was"),
+    "another system's certificate is there": (
+        sql("INSERT INTO certificates SELECT 'other', body FROM certificates"),
+        "a certificate of other, which is no system of its run",
+    ),
+    "more was spent": (
+        sql("UPDATE costs SET forward = forward * 1000000, backward = backward * 1000000"),
+        "more network rows",
+    ),
+    "it began with another torch": (
+        sql("UPDATE facts SET value = json_set(value, '$.torch', '9.9') WHERE name = 'versions'"),
+        "names other versions of torch",
     ),
     "the certificate is empty": (sql("UPDATE certificates SET body = '{}'"), "The certificate of undefended"),
     "the certificate says what it should": (
