@@ -138,7 +138,7 @@ def opened(source: Path | io.BytesIO, name: object) -> Iterator[Image.Image]:
         except UserError:
             raise
         except UnidentifiedImageError as e:
-            raise UserError(f"{name} is damaged, or no picture of the format that its name says; check it.") from e
+            raise UserError(f"{name} is damaged or no picture of the format that its name says; check the file.") from e
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
             raise UserError(f"{name} says that it has more than {MOST:,} pixels; save it with fewer.") from e
         except Exception as e:
