@@ -123,7 +123,7 @@ def test_a_certificate_says_whether_something_rounds(net):
     ):
         found = certify(System("s", defence, random=False), digits(N), THREAT, Key(0), thorough=False)
         assert found["rounds"] == rounds
-        assert found["finite_difference"] < 1e-3
+        assert found["finite_difference"] < (1e-2 if rounds else 1e-3), "below what would be red"
 
 
 def test_what_no_copy_reaches_is_amber_and_said(net):

@@ -173,7 +173,7 @@ WAYS = {
         sql("UPDATE certificates SET body = json_set(body, '$.finite_difference', 0.5)"),
         "The certificate of undefended",
     ),
-    "less was spent": (sql("UPDATE costs SET forward = 1, backward = 1"), "fewer network rows"),
+    "less was spent": (sql("UPDATE costs SET forward = 1, backward = 1"), "network rows"),
     "a number of the results is another": (
         edited(lambda found: found["rows"][-1].update(accuracy=0.97)),
         "does not say what its ledger does",

@@ -60,9 +60,25 @@ def test_a_picture_named_png_reaches_the_decoders_of_pictures_alone(kind, monkey
 
 
 @pytest.mark.parametrize("name", ["in.png", "in.jpg", "in.gif"])
-def test_a_common_picture_under_the_suffix_of_another_is_read(name, tmp_path):
-    Image.fromarray(np.full((4, 4), 77, np.uint8)).save(tmp_path / name, "BMP")
+def test_only_what_is_common_under_the_suffix_of_another_is_read(name, tmp_path):
+    """PNG, JPEG and WebP are; a TIFF under another name never meets its decoder."""
+    grey = Image.fromarray(np.full((4, 4), 77, np.uint8))
+    grey.save(tmp_path / name, "PNG")
     assert decode.read(tmp_path / name, "L").array.tolist() == [[77] * 4] * 4
+    for other in ("TIFF", "BMP", "PPM"):
+        grey.save(tmp_path / name, other)
+        with pytest.raises(UserError, match="no picture of the format that its name says"):
+            decode.read(tmp_path / name, "L")
+
+
+def test_colours_and_pages_of_a_tiff_are_refused_under_its_own_name(tmp_path):
+    Image.new("LAB", (8, 6)).save(tmp_path / "lab.tif")
+    with pytest.raises(UserError, match="has its colours in LAB"):
+        decode.read(tmp_path / "lab.tif", "RGB")
+    page = Image.new("L", (8, 6))
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(UserError, match="holds several pictures"):
+        decode.read(tmp_path / "pages.tif", "L")
 
 
 def test_hugging_faces_pictures_reach_the_decoders_of_pictures_alone(monkeypatch, tmp_path, no_programs):

@@ -312,8 +312,8 @@ class Ledger:
                     self._db.execute(f"INSERT OR IGNORE INTO {table} ({columns}) SELECT {columns} FROM other.{table}")
                 if shared := tables.counted_twice(self._db):
                     raise UserError(
-                        f"{other.path.parent} and what was merged before it have each run images of {', '.join(shared)};"
-                        " what they cost would count twice. Merge shards that share no images."
+                        f"{other.path.parent} and what was merged before have each run images of {', '.join(shared)}, "
+                        "whose cost would count twice. Merge shards that share no images."
                     )
         finally:
             self._db.execute("DETACH DATABASE other")

@@ -55,11 +55,8 @@ def make(options: Evaluation, resources: Resources) -> Plan:
     for name, how, judge in named(options):
         system = build.system(name, how, judge, options.micro_batch, resources.device, options.precision)
         check(data, judge.classifier, system)
-        random, origin = (
-            draws_noise(system.defence, data[:PROBED], threat),
-            origins.of(system.defence, plain, options.data),
-        )
-        systems.append(replace(system, random=random, origin=origin))
+        random = draws_noise(system.defence, data[:PROBED], threat)
+        systems.append(replace(system, random=random, origin=origins.of(system.defence, plain, options.data)))
     say_far([how for _, how, _ in named(options)], data)
     jobs = _jobs(options, systems, threat, len(data.ids), runner.each(resources))
     return Plan(options, jobs, systems, data, threat, Key(options.seed), labels.spoken(source.classes))
@@ -115,7 +112,8 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
     if width is not None and (part is not None or plan.options.suite is None or not 0 < width < 1):
         raise UserError("Stopping early needs a suite, a width between 0 and 1, and no shards.")
     with runner.open_ledger(plan.jobs, plan.data, plan.key, out, identity(plan.options)) as ledger:
-        ledger.note(width=width and min(width, ledger.facts().get("width", width)))
+        width = width and min(width, ledger.facts().get("width", width))
+        ledger.note(width=width)
         write_text(out / "run.json", json.dumps(asdict(plan.options), indent=1) + "\n")
         if plan.options.suite is not None:
             suite = plan.options.suite
