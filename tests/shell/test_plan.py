@@ -17,6 +17,7 @@ from lustral.shell.run import Run
 from mistakes import OWN
 
 SUITE = ["--suite=smoke", "--images=4", "--purification.steps=2", "--resources.threads=1"]
+BARE = ["--suite=smoke", "--images=4", "--purification.method=none", "--resources.threads=1"]
 NUMBERS = ("system", "stage", "accuracy", "low", "high", "single_draw", "worst_of", "attacked", "images", "draws")
 
 
@@ -286,13 +287,13 @@ def test_a_run_with_images_beyond_where_it_would_stop_goes_on_to_its_end(lustral
     """Or the images of its numbers would be those that happened to be done."""
     monkeypatch.setattr(early, "WAVE", 1)
     monkeypatch.setattr(early, "narrow", lambda jobs, ledger, ids, width: len(ids) >= (3 if width < 0.9 else 1))
-    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.5") == 0
+    assert lustral("evaluate", "run", *BARE, "--stop_width=0.5") == 0
     assert (read("run")["data"]["images"], read("run")["stopped_at_width"]) == (3, 0.5)
-    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.95") == 0
+    assert lustral("evaluate", "run", *BARE, "--stop_width=0.95") == 0
     assert (read("run")["data"]["images"], read("run")["stopped_at_width"]) == (3, 0.5), "the narrower one counts"
     with Ledger(Path("run/ledger.sqlite")) as ledger:
         ledger.note(width=None)
-    assert lustral("evaluate", "run", *SUITE, "--stop_width=0.95") == 0
+    assert lustral("evaluate", "run", *BARE, "--stop_width=0.95") == 0
     assert read("run")["data"]["images"] == 4
 
 

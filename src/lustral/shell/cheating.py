@@ -86,7 +86,7 @@ MORE_CHEATS = {
         lambda p: defend(p.net, cheats.bent(cheats.After(60))), FOLLOWED, unseen=("smoke", "quick")
     ),
     "garbage after 200 calls": Control(
-        lambda p: defend(p.net, cheats.bent(cheats.After(200))), FOLLOWED, unseen=("smoke", "quick")
+        lambda p: defend(p.net, cheats.bent(cheats.After(200))), FOLLOWED, unseen=("smoke", "quick", "standard")
     ),
     "counts 200 calls": Control(lambda p: defend(p.net, cheats.Counting(200)), ("replayable", "asked-alike")),
     "ripples of 0.001 at 20000": Control(lambda p: Defence(p.net, controls.rippled(0.001, 20000.0)), RIPPLED),
