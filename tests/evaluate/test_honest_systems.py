@@ -179,3 +179,32 @@ def test_other_classes_without_gradients_are_a_sentence(net):
         says = {5: "says 10 classes where gradients are on and 5 where", 1: "says 10 classes .* 2 where"}[classes]
         with pytest.raises(UserError, match=says):
             certify(System("s", defend(ByMode(net, answer)), random=False), digits(4), THREAT, Key(0))
+
+
+def median(x: Tensor) -> Tensor:
+    """Of every 3×3 neighbourhood, reflected at the border."""
+    around = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect").unfold(2, 3, 1).unfold(3, 3, 1)
+    return around.flatten(4).median(dim=4).values
+
+
+def test_a_median_of_pixels_that_are_equal_has_the_gradient_that_it_says(net):
+    """At images of few grey levels it has none: a quotient there goes from one pixel to another."""
+    found = certify(System("s", defend(net, median), random=False), digits(N), THREAT, Key(0), thorough=False)
+    assert found["finite_difference"] < 1e-2, "below what would be red"
+
+
+def test_a_network_that_says_no_number_somewhere_is_a_finding_and_costs_no_run(net):
+    bright = float(digits(4).x.flatten(1).mean(dim=1).max()) - 1e-4
+
+    def somewhere(x: Tensor) -> Tensor:
+        return torch.where((x.flatten(1).mean(dim=1) > bright)[:, None], torch.nan, net(x))
+
+    said = lustral.assess(defend(somewhere), digits(4), lustral.Linf(0.08), "smoke", resources=Resources(threads=1))
+    assert "defence" in said["withheld"]
+    assert any(f["level"] == "red" and "finite" in f["text"] for f in said["findings"]["defence"])
+
+
+def test_a_scripted_network_is_assessed():
+    made = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval())
+    said = lustral.assess(defend(made), digits(2), lustral.Linf(0.08), "smoke", resources=Resources(threads=1))
+    assert said["rows"][0]["forward"] == 0, "its rows are not counted, as it takes no hooks"

@@ -93,7 +93,10 @@ def verify(
     suite = sizes.named(spec.get("suite")) or ""
     again = prepare(defences, chosen, threat, suite, attacks or {}, Key(spec["key"]["seed"]), resources)
 
-    return review.hold(place, again, {"suite": sizes.title(suite)}, partial(fold, again), images, resources)
+    with ExitStack() as watching:
+        for system in again.systems:
+            _count(system, watching)
+        return review.hold(place, again, {"suite": sizes.title(suite)}, partial(fold, again), images, resources)
 
 
 def _taken(
