@@ -72,7 +72,7 @@ def hold(place: Path, planned: Runnable, about: dict, fold: Fold, images: int, r
             counts = [sameness.stage(job, data, ledger, again, chosen) for job in jobs]
             run = Run(ledger, jobs)
             for system in planned.systems:
-                sameness.probes(run, system, again, chosen)
+                sameness.probes(run, system, again, chosen, about.get("micro_batch") is not None)
             if suite := sizes.named(about["suite"]):
                 runner.certify_all(planned.systems, data, planned.threat, planned.key, again, resources, suite)
             for system in planned.systems:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.foreign import Foreign
 from ..core.errors import UserError
 from ..core.vote import Vote
 from ..evaluate import metrics
@@ -112,12 +111,12 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float(apart.nan_to_num(math.inf, math.inf).max()) if len(apart) else 0.0
 
 
-def probes(run: Run, system: System, again: Ledger, chosen: set[int]) -> None:
-    """Refuses what the witness did not see so, of the chosen images."""
-    batched = {  # searches of other libraries, whose noise is that of a batch, which is another one here
+def probes(run: Run, system: System, again: Ledger, chosen: set[int], fixed: bool) -> None:
+    """Refuses what the witness did not see so, of the chosen images; ``fixed``: networks see so many rows at a time."""
+    batched = {  # what rounds otherwise in another batch, and searches whose noise is that of a batch
         stage
         for stage, job in run.of(system.name).items()
-        if isinstance(job.stage.attack, Foreign) and not run.ledger.done(system.name, stage) <= chosen
+        if not fixed and (job.stage.name not in SUITES or not run.ledger.done(system.name, stage) <= chosen)
     }
     told = (_probes(ledger.probes(system.name), chosen) for ledger in (run.ledger, again))
     kept, found = ({place: probe for place, probe in every.items() if place[0] not in batched} for every in told)
@@ -136,6 +135,20 @@ def _margins(found: Outcomes) -> float:
     return max(TINY, float((top[..., 0] - top[..., 1]).max()))
 
 
+SUITES = (
+    "null",
+    "blind",
+    "bpda",
+    "exact",
+    "fixed",
+    "apgd-margin",
+    "worst",
+    "clean",
+    "apgd-bpda",
+    "unbounded",
+    "transfer",
+)
+"""Stages of suites, whose noise is addressed image by image."""
 PROBED, LENGTHENED = 0.1, 5
 """By how much another machine's rounding may change a probe, and by what factor, as another length may then be best."""
 
