@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..attacks.foreign import Foreign
 from ..attacks.gradients import KnownNoise
 from ..attacks.search import Attack, Outcome
 from ..core import check
@@ -328,6 +329,8 @@ def run(task: Task, key: Key) -> Chunk:
     if stage.attack is not None:
         found = stage.attack.run(known or watched, start, data.y, place.fold("attack").rng(data.ids))
     probes = watched.probes()
+    if isinstance(stage.attack, Foreign):  # its rows have numbers, which are those of no image
+        probes = [probe._replace(image=int(data.ids[probe.image % len(data.ids)])) for probe in probes]
     checked = verify(found.x, data.x, stage.bound)
     judging = place.fold("judge").rng(data.ids)
     logits = judge(defence, checked.x, judging, job.draws, noise)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from ..attacks.foreign import Foreign
 from ..core.errors import UserError
 from ..core.noise import Key
 from ..core.spec import differences
@@ -67,12 +68,14 @@ def hold(place: Path, planned: Runnable, about: dict, fold: Fold, images: int, r
                 _follows(job, data, ledger)
             if images < 1 or not done:
                 raise UserError("There is nothing to verify: ask for at least 1 image of a run that finished some.")
-            chosen = set(secrets.SystemRandom().sample(sorted(done), min(images, len(done))))
+            batched = any(isinstance(job.stage.attack, Foreign) for job in jobs)  # whose noise is that of whole batches
+            count = len(done) if batched else min(images, len(done))
+            chosen = set(secrets.SystemRandom().sample(sorted(done), count))
             runner.execute(jobs, data, planned.key, again, resources, chosen)
             counts = [sameness.stage(job, data, ledger, again, chosen) for job in jobs]
             run = Run(ledger, jobs)
             for system in planned.systems:
-                sameness.probes(run, system, again, chosen, about.get("micro_batch") is not None)
+                sameness.probes(run, system, again, chosen)
             if suite := sizes.named(about["suite"]):
                 runner.certify_all(planned.systems, data, planned.threat, planned.key, again, resources, suite)
             for system in planned.systems:

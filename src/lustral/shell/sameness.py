@@ -111,15 +111,9 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float(apart.nan_to_num(math.inf, math.inf).max()) if len(apart) else 0.0
 
 
-def probes(run: Run, system: System, again: Ledger, chosen: set[int], fixed: bool) -> None:
-    """Refuses what the witness did not see so, of the chosen images; ``fixed``: networks see so many rows at a time."""
-    batched = {  # what rounds otherwise in another batch, and searches whose noise is that of a batch
-        stage
-        for stage, job in run.of(system.name).items()
-        if not fixed and (job.stage.name not in SUITES or not run.ledger.done(system.name, stage) <= chosen)
-    }
-    told = (_probes(ledger.probes(system.name), chosen) for ledger in (run.ledger, again))
-    kept, found = ({place: probe for place, probe in every.items() if place[0] not in batched} for every in told)
+def probes(run: Run, system: System, again: Ledger, chosen: set[int]) -> None:
+    """Refuses what the witness did not see so, of the chosen images."""
+    kept, found = (_probes(ledger.probes(system.name), chosen) for ledger in (run.ledger, again))
     if kept.keys() != found.keys():
         first = sorted(kept.keys() ^ found.keys())[0]
         raise UserError(f"The ledger differs at {system.name}, {first[0]}, image {first[1]}: its probes are others.")
@@ -135,20 +129,6 @@ def _margins(found: Outcomes) -> float:
     return max(TINY, float((top[..., 0] - top[..., 1]).max()))
 
 
-SUITES = (
-    "null",
-    "blind",
-    "bpda",
-    "exact",
-    "fixed",
-    "apgd-margin",
-    "worst",
-    "clean",
-    "apgd-bpda",
-    "unbounded",
-    "transfer",
-)
-"""Stages of suites, whose noise is addressed image by image."""
 PROBED, LENGTHENED = 0.1, 5
 """By how much another machine's rounding may change a probe, and by what factor, as another length may then be best."""
 
