@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from benchmarks import store
@@ -153,7 +154,8 @@ def mirror() -> Iterator[None]:
 
 
 def warm() -> None:
-    """Lets this process load what the others need. Without gradients: their threads do not survive a fork."""
+    """Lets this process load what the others need. On one thread, without gradients: others do not survive a fork."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(None), redirect_stderr(None):
         main(["evaluate", folder, "--stages=[clean]", *SMALL])
 

@@ -8,7 +8,7 @@ and judge share by definition).
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,9 @@ from ..core.vote import Vote
 from ..core.whole import numbers
 from ..defence import Defence
 from ..denoisers.base import Meter
-from . import metrics
 from .judge import judge, rows, verify
 from .origin import Origin
+from .standing import Standing, Store, standings
 from .witness import Later, Probe, Witness, alike, leading, paths
 
 KNOWLEDGE = ("fresh", "known", "init", "step")
@@ -147,46 +147,18 @@ class Chunk(NamedTuple):
     probes: tuple[Probe, ...] = ()
 
 
-class Standing(NamedTuple):
-    """How the judge found a candidate: shares of right decisions and of right draws, and the mean margin of draws."""
-
-    decisions: float
-    draws: float
-    margin: float
-
-
-def standings(ids: Sequence[int], logits: Tensor, y: Tensor, vote: Vote) -> dict[int, Standing]:
-    """The standing of every image, from the logits of its draws [n, draws, classes]."""
-    decisions = metrics.voted(logits, y, vote).double().mean(dim=1).tolist()
-    draws = metrics.right(logits, y).double().mean(dim=1).tolist()
-    margin = metrics.margins(logits, y).double().mean(dim=1).nan_to_num(nan=-torch.inf).tolist()
-    return dict(zip(ids, map(Standing, decisions, draws, margin), strict=True))
-
-
-class Store(Protocol):
-    """What is known of a run so far, by (system, stage)."""
-
-    def done(self, system: str, stage: str) -> set[int]:
-        """The images that are finished."""
-
-    def standing(self, system: str, stage: str, vote: Vote) -> dict[int, Standing]:
-        """How each image stands with the judge."""
-
-    def candidates(self, system: str, stage: str, ids: Sequence[int]) -> Tensor:
-        """Candidates [n, c, h, w] of some images."""
-
-
 def _check(jobs: Sequence[Job]) -> None:
     names = [(job.system.name, job.stage.name) for job in jobs]
     if not names:
         raise UserError("A plan needs at least one stage; clean is the least.")
     if len(set(names)) != len(names):
         raise UserError("A plan names every (system, stage) once; give repeated stages names of their own.")
-    for i, job in enumerate(jobs):
-        earlier = {stage for system, stage in names[:i] if system == job.system.name}
-        missing = {*job.stage.after, *job.stage.choose} - earlier
-        if missing:
+    earlier: dict[str, set[str]] = {}
+    for job in jobs:
+        there = earlier.setdefault(job.system.name, set())
+        if missing := {*job.stage.after, *job.stage.choose} - there:
             raise UserError(f"Stage {job.stage.name!r} needs {', '.join(sorted(missing))} to come before it.")
+        there.add(job.stage.name)
 
 
 def describe(jobs: Sequence[Job], data: Data, key: Key, **facts: object) -> dict:

@@ -19,7 +19,8 @@ from ..core.spec import differences, digest
 from ..core.vote import Vote
 from ..evaluate.certificate import SEEN
 from ..evaluate.metrics import margins
-from ..evaluate.protocol import Chunk, Data, Standing, standings
+from ..evaluate.protocol import Chunk, Data
+from ..evaluate.standing import Standing, standings
 from ..evaluate.witness import Probe
 from . import growth, stored, tables
 from .files import reading, saying

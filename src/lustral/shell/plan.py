@@ -126,8 +126,10 @@ def run(plan: Plan, out: Path, resources: Resources, *, part: str | None = None,
         begun = early.begun(plan.jobs, ledger)
         for end in early.waves(len(ids)):
             runner.execute(plan.jobs, plan.data, plan.key, ledger, resources, set(ids[:end]))
-            if early.stop(plan.jobs, ledger, ids[:end], width) == end and begun <= set(ids[:end]):
-                return  # with others begun it goes on to the end, or its images would be those that happened to be done
+            if early.narrow(plan.jobs, ledger, ids[:end], width):
+                break
+        if not begun <= set(ids[:end]):  # or its images would be those that happened to be done
+            runner.execute(plan.jobs, plan.data, plan.key, ledger, resources)
 
 
 PROBED = 16
